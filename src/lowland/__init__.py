@@ -1,0 +1,10 @@
+"""Averaged weights, Gaussian posteriors over weights, and what to do with them."""
+
+from .files import load as load
+from .files import save as save
+from .mixture import Mixture as Mixture
+from .swa import SWA as SWA
+from .swag import SWAG as SWAG
+from .weights import applied as applied
+from .weights import copy_to as copy_to
+from .weights import weights_of as weights_of
