@@ -1,0 +1,301 @@
+"""The seam: what an averager is, and what anything is that weights can be drawn from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, final, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from .moments import first_nonfinite
+from .weights import Select, Weights, check_same, clone_of, parameters, select_name, weights_of
+
+Slot = dict[str, Tensor]
+Settings = dict[str, Any]
+
+
+KINDS: dict[str, type[Averager]] = {}  # every averager by its class name, for reading state files
+
+
+class Averager(ABC):
+    """A count, a few scalars and a few slots of named tensors, fed with `update`.
+
+    Subclasses are final. They hold hyper-parameters only until the first `update` shows them the tensors' names; from
+    then on the names and shapes are fixed.
+
+    Args of every averager:
+        select: which tensors of a model are averaged (a mapping given to `update` is taken as it is).
+        device: where the averages are kept; None keeps each beside the tensor it averages.
+        check_finite: refuse an iterate with a NaN or an infinity by the name of its tensor; one more read.
+    """
+
+    def __init__(
+        self, *, select: Select = parameters, device: torch.device | str | None = None, check_finite: bool = True
+    ) -> None:
+        self.select = select
+        self.device = None if device is None else torch.device(device)
+        self.check_finite = check_finite
+        self.count = 0
+        self._slots: dict[str, Slot] = {}
+
+    def __init_subclass__(cls) -> None:
+        KINDS[cls.__name__] = cls
+
+    # What a method provides.
+
+    @property
+    @abstractmethod
+    def settings(self) -> Settings:
+        """The hyper-parameters that decide the numbers, as plain data: loading under others is an error."""
+
+    @abstractmethod
+    def _allocate(self, like: Slot) -> dict[str, Slot]:
+        """Return the zeroed slots for tensors like these (already on the averager's device)."""
+
+    @abstractmethod
+    def _absorb(self, weights: Weights) -> None:
+        """Take one checked iterate into the slots; `self.count` already counts it, so the first call sees 1."""
+
+    @abstractmethod
+    def mean(self) -> dict[str, Tensor]:
+        """Return the average, by name: copies, in float32 or wider.
+
+        Raises:
+            RuntimeError: there has been no update.
+        """
+
+    @classmethod
+    def build(cls, settings: Settings, **given: Any) -> Averager:
+        """Make one from `settings`, as a state file holds them, and the arguments that no file can hold."""
+        return cls(**{**settings, **given})
+
+    def _scalars(self) -> Settings:
+        """Plain data of the state beside the count; a method that has none inherits the empty one."""
+        return {}
+
+    def _set_scalars(self, scalars: Settings) -> None:  # noqa: B027 (most methods have no scalars)
+        """Take back what `_scalars` gave."""
+
+    # What every averager shares.
+
+    @final
+    @torch.no_grad()
+    def update(self, model_or_weights: nn.Module | Weights) -> None:
+        """Absorb the current weights. The first update copies them; the model is left untouched.
+
+        Raises:
+            ValueError: names or shapes differ from the first update's, or a value is not finite. Nothing is changed.
+        """
+        weights = self._read(model_or_weights)
+        if self._slots:
+            check_same(self._like(), weights, what=f"update of {type(self).__name__}")
+        name = first_nonfinite(weights) if self.check_finite else None
+        if name is not None:
+            raise ValueError(
+                f"{name} holds a value that is not finite: this iterate is refused and {type(self).__name__} is "
+                "unchanged; lower the learning rate or clip gradients, or pass check_finite=False to average it"
+            )
+        fresh = not self._slots
+        if fresh:
+            self._slots = self._allocate({name: self._home(tensor) for name, tensor in weights.items()})
+        self.count += 1
+        try:
+            self._absorb(weights)
+        except BaseException:
+            self.count -= 1
+            if fresh:
+                self._slots = {}
+            raise
+
+    @final
+    @torch.no_grad()
+    def allocate(self, model_or_weights: nn.Module | Weights) -> None:
+        """Make room for tensors like these without counting them, so that a sharded checkpoint can load in place.
+
+        Raises:
+            RuntimeError: the averager already holds weights.
+        """
+        if self._slots:
+            raise RuntimeError(f"{type(self).__name__} already holds {self.count} updates: allocate a new one")
+        weights = self._read(model_or_weights)
+        self._slots = self._allocate({name: self._home(tensor) for name, tensor in weights.items()})
+
+    @final
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain numbers and named tensors: copies, which later updates do not change.
+
+        `torch.load(weights_only=True)`, `torch.distributed.checkpoint` and `lowland.save` all hold it.
+        """
+        return {
+            "class": type(self).__name__,
+            "count": self.count,
+            "settings": self.settings,
+            "scalars": self._scalars(),
+            "slots": {slot: clone_of(tensors) for slot, tensors in self._slots.items()},
+        }
+
+    @final
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take a state made by `state_dict` of the same class under the same hyper-parameters.
+
+        Raises:
+            ValueError: the class, a hyper-parameter, a name or a shape differs, by name. Nothing is changed.
+        """
+        missing = [key for key in ("class", "count", "settings", "slots") if key not in state]
+        if missing:
+            raise ValueError(f"this is no averager's state: it lacks {missing}; pass what state_dict() returned")
+        if state["class"] != type(self).__name__:
+            raise ValueError(f"the state is of a {state['class']}, got a {type(self).__name__} to load it")
+        self._check_settings(state["settings"])
+        count, slots = state["count"], state["slots"]
+        if not isinstance(count, int) or count < 0:
+            raise ValueError(f"the state's count must be a whole number >= 0, got {count!r}")
+        if self._slots and slots:
+            for slot in self._slots:
+                if slot not in slots:
+                    raise ValueError(f"the state lacks the slot {slot!r}, it has {sorted(slots)}")
+                check_same(self._slots[slot], slots[slot], what=f"loading the slot {slot!r} of {state['class']}")
+        # DCP and torch.load may hand back the very tensors we would go on writing into: keep copies.
+        self._slots = {
+            slot: {name: self._home(tensor).clone() for name, tensor in tensors.items()}
+            for slot, tensors in slots.items()
+        }
+        self.count = count
+        self._set_scalars(dict(state.get("scalars", {})))
+
+    def __repr__(self) -> str:
+        shown = {**self.settings, "select": select_name(self.select)}
+        if self.device is not None:
+            shown["device"] = str(self.device)
+        if not self.check_finite:
+            shown["check_finite"] = False
+        inside = ", ".join(f"{key}={value}" for key, value in shown.items())
+        return f"{type(self).__name__}({inside}) after {self.count} updates"
+
+    # Private helpers.
+
+    def _read(self, model_or_weights: nn.Module | Weights) -> dict[str, Tensor]:
+        if isinstance(model_or_weights, nn.Module):
+            return weights_of(model_or_weights, self.select)
+        if not isinstance(model_or_weights, Mapping):
+            raise ValueError(
+                f"update wants a torch Module or a mapping from names to tensors, got {type(model_or_weights).__name__}"
+            )
+        if not model_or_weights:
+            raise ValueError("update got an empty mapping: pass at least one named tensor")
+        strangers = [name for name, tensor in model_or_weights.items() if not isinstance(tensor, Tensor)]
+        if strangers:
+            raise ValueError(f"update wants tensors, got something else under {strangers[:5]}")
+        return {name: tensor.detach() for name, tensor in model_or_weights.items()}
+
+    def _home(self, tensor: Tensor) -> Tensor:
+        return tensor if self.device is None else tensor.to(self.device)
+
+    def _like(self) -> Slot:
+        """The first slot: by convention its tensors have the shapes of the weights."""
+        return next(iter(self._slots.values()))
+
+    def _need(self, at_least: int = 1) -> None:
+        if self.count < at_least:
+            wanted = "call update(model) first" if at_least == 1 else f"at least {at_least} updates are needed"
+            held = "no weights yet" if self.count == 0 else f"{self.count} update(s)"
+            raise RuntimeError(f"{type(self).__name__} has {held}: {wanted}")
+
+    def _check_settings(self, saved: Mapping[str, Any]) -> None:
+        own = self.settings
+        differ = [
+            f"{key} (state {saved.get(key)!r}, here {own.get(key)!r})"
+            for key in {**own, **saved}
+            if saved.get(key) != own.get(key)
+        ]
+        if differ:
+            raise ValueError(
+                f"the state of {type(self).__name__} was made under other hyper-parameters: {', '.join(differ)}; "
+                "build the averager with the state's values"
+            )
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """Anything that weights can be drawn from."""
+
+    def sample(self, n: int | None = None, *, generator: torch.Generator | None = None) -> Weights:
+        """Draw weights; with `n` every tensor gains a leading axis of `n` draws."""
+
+
+@runtime_checkable
+class Finite(Protocol):
+    """A posterior of finitely many, equally likely points."""
+
+    def members(self) -> Sequence[Weights] | None:
+        """Return every point once, or None when there are infinitely many."""
+
+
+@runtime_checkable
+class Streamed(Protocol):
+    """A posterior that plans several draws together, such as a mixture that gives each member its share."""
+
+    def draws(self, n: int, *, generator: torch.Generator | None = None) -> Iterator[Weights]:
+        """Yield `n` draws one at a time."""
+
+
+@runtime_checkable
+class Composite(Protocol):
+    """A posterior made of others; with its maker in `COMPOSITES` it can be saved."""
+
+    components: list[Drawable]
+
+
+Drawable = Posterior | Averager | Weights
+COMPOSITES: dict[str, Callable[[list[Drawable]], Composite]] = {}  # makers by class name, for reading state files
+
+
+def members_of(posterior: Drawable) -> Sequence[Weights] | None:
+    """Return the points of a finite posterior, or None for one with infinitely many.
+
+    A plain average is one point, and so are bare weights.
+
+    >>> members_of({"w": torch.zeros(1)})
+    [{'w': tensor([0.])}]
+    """
+    if isinstance(posterior, Finite):
+        return posterior.members()
+    if isinstance(posterior, Posterior):
+        return None
+    if isinstance(posterior, Averager):
+        return [posterior.mean()]
+    if isinstance(posterior, Mapping):
+        return [dict(posterior)]
+    raise ValueError(
+        f"weights are drawn from a posterior, an averager or a mapping of named tensors, got {type(posterior).__name__}"
+    )
+
+
+def draws(posterior: Drawable, samples: int | None, generator: torch.Generator | None = None) -> Iterator[Weights]:
+    """Yield weights one draw at a time, so that memory does not grow with their number.
+
+    A finite posterior with `samples=None` yields each member exactly once. With a number, draws are made.
+
+    Raises:
+        ValueError: `samples` is below 1, or is None for a posterior with infinitely many points.
+
+    >>> [w["w"].item() for w in draws({"w": torch.ones(1)}, None)]
+    [1.0]
+    """
+    if samples is not None and samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    if isinstance(posterior, Streamed) and samples is not None:
+        yield from posterior.draws(samples, generator=generator)
+        return
+    if isinstance(posterior, Posterior) and samples is not None:
+        for _ in range(samples):
+            yield posterior.sample(generator=generator)
+        return
+    members = members_of(posterior)
+    if members is None:
+        raise ValueError("this posterior has infinitely many points: say how many draws with samples=")
+    # A plain average with samples=n is n times the same point: one pass gives the same average.
+    yield from members

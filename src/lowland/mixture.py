@@ -1,0 +1,186 @@
+"""Mixtures of posteriors: MultiSWAG, MultiSWA and deep ensembles (Wilson, Izmailov 2020, arXiv 2002.08791).
+
+    p(w) = 1/M sum_m p_m(w)
+
+A mixture of SWAGs trained from different seeds is MultiSWAG; of SWAs, MultiSWA; of bare weights, a deep ensemble
+(Lakshminarayanan, Pritzel, Blundell 2017, arXiv 1612.01474). There is no mean to use as a model: across basins the
+average of weights means nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from .averager import COMPOSITES, Averager, Drawable, Posterior, members_of
+from .weights import Weights, check_same, clone_of
+
+
+@runtime_checkable
+class _HasMoments(Protocol):
+    def moments(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]: ...
+
+
+@runtime_checkable
+class _HasVariance(Protocol):
+    def mean(self) -> dict[str, Tensor]: ...
+    def variance(self) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class _HasDensity(Protocol):
+    def log_prob(self, weights: Weights) -> float: ...
+
+
+@runtime_checkable
+class _HasDistribution(Protocol):
+    def distribution(self) -> torch.distributions.MultivariateNormal: ...
+
+
+class Mixture:
+    """The equal mixture of posteriors, plain averages or weights of one architecture.
+
+    `n` draws are shared out evenly over the components (stratified): each gets n // M, and the remainder goes to
+    components chosen at random. So predictions of a mixture of points with as many draws as components use each once.
+
+    Raises:
+        ValueError: there is no component, one cannot be drawn from, or two name different tensors.
+
+    >>> mixture = Mixture([{"w": torch.tensor([0.0])}, {"w": torch.tensor([2.0])}])
+    >>> mixture.sample(4, generator=torch.Generator().manual_seed(0))["w"].sum()
+    tensor(4.)
+    >>> len(mixture.members())
+    2
+    """
+
+    def __init__(self, components: Sequence[Drawable]) -> None:
+        if not components:
+            raise ValueError("a mixture needs at least one component, got none")
+        self.components: list[Drawable] = list(components)
+        first = _point(self.components[0])
+        for component in self.components[1:]:
+            check_same(first, _point(component), what="a mixture's components must name the same tensors")
+
+    def members(self) -> Sequence[Weights] | None:
+        """Return every point once, or None unless all components are finite and have equally many points."""
+        finite = [members_of(component) for component in self.components]
+        if any(points is None for points in finite) or len({len(points or ()) for points in finite}) > 1:
+            return None
+        return [point for points in finite for point in points or ()]
+
+    @torch.no_grad()
+    def sample(self, n: int | None = None, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Draw weights, components in order; with `n` every tensor gains a leading axis of `n` stratified draws.
+
+        Raises:
+            ValueError: n is below 1.
+        """
+        drawn = list(self.draws(1 if n is None else n, generator=generator))
+        if n is None:
+            return clone_of(drawn[0])
+        return {name: torch.stack([weights[name] for weights in drawn]) for name in drawn[0]}
+
+    def draws(self, n: int, *, generator: torch.Generator | None = None) -> Iterator[Weights]:
+        """Yield `n` stratified draws one at a time.
+
+        Raises:
+            ValueError: n is below 1.
+        """
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        shares = [n // len(self.components)] * len(self.components)
+        device = torch.device("cpu") if generator is None else generator.device
+        order = torch.randperm(len(shares), generator=generator, device=device)
+        for index in order[: n % len(shares)].tolist():
+            shares[index] += 1
+        for component, share in zip(self.components, shares, strict=True):
+            for _ in range(share):
+                yield component.sample(generator=generator) if isinstance(component, Posterior) else _point(component)
+
+    def log_prob(self, weights: Weights) -> float:
+        """Return the log-density of `weights` in nats.
+
+        Raises:
+            ValueError: a component is a set of points and has no density.
+        """
+        logs = []
+        for component in self.components:
+            if not isinstance(component, _HasDensity):
+                raise ValueError(f"a {type(component).__name__} is a set of points and has no density")
+            logs.append(component.log_prob(weights))
+        return float(torch.logsumexp(torch.tensor(logs, dtype=torch.float64), 0)) - math.log(len(logs))
+
+    @torch.no_grad()
+    def moments(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the mean and the marginal variance of each weight: numbers about the mixture, not a model to use.
+
+        The variance is the average of the components' plus the variance of their means.
+        """
+        means, variances = zip(*(_moments(component) for component in self.components), strict=True)
+        mean = {name: torch.stack([m[name] for m in means]).mean(0) for name in means[0]}
+        variance = {
+            name: torch.stack([v[name] for v in variances]).mean(0)
+            + torch.stack([m[name] for m in means]).var(0, correction=0)
+            for name in mean
+        }
+        return mean, variance
+
+    @torch.no_grad()
+    def covariance(self) -> Tensor:
+        """Return the dense (d, d) covariance over the flat weights, tensors in the order of their sorted names.
+
+        For small models: it holds d^2 numbers.
+        """
+        flat, inner = [], []
+        for component in self.components:
+            mean, _ = _moments(component)
+            flat.append(torch.cat([mean[name].flatten() for name in sorted(mean)]))
+            inner.append(_covariance(component))
+        return torch.stack(inner).mean(0) + torch.cov(torch.stack(flat).T, correction=0).reshape(inner[0].shape)
+
+    def __repr__(self) -> str:
+        return f"Mixture of {len(self.components)}: {[type(component).__name__ for component in self.components]}"
+
+
+COMPOSITES[Mixture.__name__] = Mixture
+
+
+def _point(component: Drawable) -> Weights:
+    """One point of the component, for its names and shapes; the only point of a plain average."""
+    points = None if isinstance(component, Averager) else members_of(component)
+    if points is not None:
+        return points[0]
+    if isinstance(component, Averager):
+        return component.mean()
+    return component.sample() if isinstance(component, Posterior) else dict(component)
+
+
+def _moments(component: Drawable) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    if isinstance(component, _HasMoments):
+        return component.moments()
+    if isinstance(component, _HasVariance):
+        return component.mean(), component.variance()
+    points = members_of(component)
+    if points is None:
+        raise ValueError(f"a {type(component).__name__} states neither its moments nor its points")
+    stacked = {name: torch.stack([point[name].float() for point in points]) for name in points[0]}
+    return (
+        {name: values.mean(0) for name, values in stacked.items()},
+        {name: values.var(0, correction=0) for name, values in stacked.items()},
+    )
+
+
+def _covariance(component: Drawable) -> Tensor:
+    if isinstance(component, Mixture):
+        return component.covariance()
+    if isinstance(component, _HasDistribution):
+        return component.distribution().covariance_matrix
+    points = members_of(component)
+    if points is None:
+        raise ValueError(f"a {type(component).__name__} states neither its covariance nor its points")
+    flat = torch.stack([torch.cat([point[name].float().flatten() for name in sorted(point)]) for point in points])
+    return torch.cov(flat.T, correction=0).reshape(flat.shape[1], flat.shape[1])

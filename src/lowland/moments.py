@@ -1,0 +1,133 @@
+"""The arithmetic of averages: the only file that calls `torch._foreach_*`.
+
+Means and squared deviations are kept in float32 or wider whatever the dtype of the weights, and second moments are
+centred (Welford 1962): `E[w^2] - E[w]^2` loses every digit of a variance once the spread of the weights is below
+about 3e-4 of their size.
+
+    mean_n = mean_{n-1} + (w_n - mean_{n-1}) / n
+    dev_n  = w_n - mean_n
+    M2_n   = M2_{n-1} + dev_n^2 n / (n - 1)            so that the variance is M2_n / n
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which an average of tensors of `dtype` is kept.
+
+    >>> wide(torch.bfloat16), wide(torch.float64)
+    (torch.float32, torch.float64)
+    """
+    if not dtype.is_floating_point:
+        return dtype
+    return torch.promote_types(dtype, torch.float32)
+
+
+def wide_zeros(like: Mapping[str, Tensor], leading: tuple[int, ...] = ()) -> dict[str, Tensor]:
+    """Return zeros shaped like each tensor, with `leading` axes before, in the dtype that `wide` gives.
+
+    >>> wide_zeros({"w": torch.ones(2, dtype=torch.float16)}, leading=(3,))["w"].shape
+    torch.Size([3, 2])
+    """
+    return {
+        name: torch.zeros((*leading, *t.shape), dtype=wide(t.dtype), device=t.device)
+        if leading
+        else torch.zeros_like(t, dtype=wide(t.dtype))
+        for name, t in like.items()
+    }
+
+
+def first_nonfinite(weights: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that holds a NaN or an infinity, or None.
+
+    >>> first_nonfinite({"a": torch.zeros(1), "b": torch.tensor([float("nan")])})
+    'b'
+    """
+    # One read and two scalars a tensor, where isfinite().all() writes a mask of the tensor's size.
+    floats = {name: t for name, t in weights.items() if t.is_floating_point() and t.numel()}
+    if not floats:
+        return None
+    bad = torch.stack([_not_finite(t) for t in floats.values()]).tolist()
+    return next((name for name, flag in zip(floats, bad, strict=True) if flag), None)
+
+
+def _not_finite(tensor: Tensor) -> Tensor:
+    # The extremes are NaN as soon as one element is, and infinite as soon as one element is.
+    low, high = torch.aminmax(tensor.detach())
+    return ~(torch.isfinite(low) & torch.isfinite(high)).cpu()
+
+
+@torch.no_grad()
+def lerp_(average: Iterable[Tensor], weights: Iterable[Tensor], weight: float) -> None:
+    """`average += weight (weights - average)`, in the average's dtype; other than floats are copied.
+
+    >>> mean = torch.tensor([1.0])
+    >>> lerp_([mean], [torch.tensor([3.0])], 0.5)
+    >>> mean
+    tensor([2.])
+    """
+    same: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for target, source in zip(average, weights, strict=True):
+        if not target.is_floating_point():
+            target.copy_(source)
+        elif target.dtype == source.dtype and target.device == source.device:
+            same[0].append(target)
+            same[1].append(source)
+        else:
+            target.lerp_(source.to(target.device, target.dtype), weight)
+    if same[0]:
+        torch._foreach_lerp_(same[0], same[1], weight)
+
+
+@torch.no_grad()
+def welford_(mean: Tensor, squares: Tensor, weights: Tensor, count: int, column: Tensor | None = None) -> None:
+    """Absorb the `count`-th iterate (from 1) of one tensor into its mean and sum of squared deviations.
+
+    `column`, of any floating dtype, receives the deviation from the mean that already holds the iterate. All operations
+    of one tensor run before the next tensor's, so that a tensor is read from memory once.
+
+    >>> mean, squares = torch.zeros(1), torch.zeros(1)
+    >>> for n, w in enumerate([1.0, 3.0, 2.0, 6.0], start=1):
+    ...     welford_(mean, squares, torch.tensor([w]), n)
+    >>> mean, squares / 4
+    (tensor([3.]), tensor([3.5000]))
+    """
+    source = weights.to(mean.device, mean.dtype)
+    if count == 1:
+        mean.copy_(source)
+        if column is not None:
+            column.zero_()
+        return
+    mean.lerp_(source, 1 / count)
+    deviation = torch.sub(source, mean)
+    squares.addcmul_(deviation, deviation, value=count / (count - 1))
+    if column is not None:
+        column.copy_(deviation)
+
+
+@torch.no_grad()
+def low_rank_draw(mean: Tensor, deviation: Tensor, columns: Tensor | None, z1: Tensor, z2: Tensor | None) -> Tensor:
+    """Return `mean + deviation * z1 + sum_i columns_i z2_i` for `n` draws of one tensor.
+
+    Args:
+        mean: (*shape).
+        deviation: (*shape), the standard deviation of the diagonal part, already scaled.
+        columns: (k, *shape), the deviations held, or None for a diagonal draw.
+        z1: (n, *shape) standard normals; overwritten with the result.
+        z2: (n, k) standard normals, already scaled, or None.
+
+    >>> low_rank_draw(torch.zeros(1), torch.ones(1), torch.ones(1, 1), torch.ones(2, 1), torch.ones(2, 1))
+    tensor([[2.],
+            [2.]])
+    """
+    draw = z1.mul_(deviation).add_(mean)
+    if columns is not None and z2 is not None:
+        n, k = z2.shape
+        flat = columns.reshape(k, -1).to(z2.dtype)  # (k, numel)
+        draw.view(n, -1).addmm_(z2, flat)
+    return draw

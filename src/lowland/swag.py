@@ -1,0 +1,266 @@
+"""SWA-Gaussian (Maddox, Garipov, Izmailov, Vetrov, Wilson 2019, arXiv 1902.02476).
+
+A Gaussian over weights from the iterates w_1..w_n of SGD, with the running mean of SWA and the last `rank` deviations
+
+    dev_i = w_i - mean_i          (mean_i already holds w_i)         D = the k <= rank deviations held
+    v     = sum_i (w_i - mean_n)^2 / n
+
+    w ~ N(mean_n, scale * 1/2 (diag(v) + D D^T / (k - 1)))           rank > 0
+    w ~ N(mean_n, scale * diag(v))                                   rank = 0, SWAG-diagonal
+
+`scale=1` is the paper's posterior. On the adapter of a PEFT model (`select=trainable`) this is SWAG-LoRA (Onal, Floege,
+Caldwell, Sheverdin, Fortuin 2024, arXiv 2405.03425).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import LowRankMultivariateNormal
+
+from .averager import Averager, Settings, Slot
+from .moments import low_rank_draw, welford_, wide_zeros
+from .weights import Select, Weights, check_same, clone_of, parameters
+
+
+class SWAG(Averager):
+    """A low-rank plus diagonal Gaussian over the weights it is shown; an averager and a posterior.
+
+    Args:
+        rank: how many of the latest deviations are held (the paper's K); 0 keeps the diagonal only.
+        deviations_dtype: float32, or bfloat16 for half the memory at a relative error of 1e-3 in the deviations.
+
+    Memory, in bytes a parameter: 8 + 4 rank with float32 deviations, 8 + 2 rank with bfloat16.
+
+    Raises:
+        ValueError: rank is negative or 1 (one deviation has no covariance), or the dtype is not one of the two.
+
+    >>> swag = SWAG(rank=3)
+    >>> for w in ([1.0, 2.0], [3.0, 1.0], [2.0, 5.0], [6.0, 0.0]):
+    ...     swag.update({"w": torch.tensor(w)})
+    >>> swag.mean()["w"], swag.variance()["w"]
+    (tensor([3., 2.]), tensor([4.2500, 4.1736]))
+    >>> swag.sample(5, generator=torch.Generator().manual_seed(0))["w"].shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        rank: int = 20,
+        *,
+        deviations_dtype: torch.dtype | str = torch.float32,
+        select: Select = parameters,
+        device: torch.device | str | None = None,
+        check_finite: bool = True,
+    ) -> None:
+        super().__init__(select=select, device=device, check_finite=check_finite)
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0 or rank == 1:
+            raise ValueError(f"rank must be 0 (diagonal only) or a whole number of at least 2, got {rank!r}")
+        dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+        name = str(deviations_dtype).removeprefix("torch.")
+        if name not in dtypes:
+            raise ValueError(f"deviations_dtype must be float32 or bfloat16, got {name}")
+        self.rank = rank
+        self.deviations_dtype = dtypes[name]
+
+    @property
+    def settings(self) -> Settings:
+        return {"rank": self.rank, "deviations_dtype": str(self.deviations_dtype).removeprefix("torch.")}
+
+    def _allocate(self, like: Slot) -> dict[str, Slot]:
+        other = [name for name, tensor in like.items() if not tensor.is_floating_point()]
+        if other:
+            raise ValueError(f"a Gaussian needs floating-point tensors, got {other[:5]}: leave them out by select=")
+        slots = {"mean": wide_zeros(like), "squares": wide_zeros(like)}
+        if self.rank:
+            slots["deviations"] = {
+                name: torch.zeros((self.rank, *t.shape), dtype=self.deviations_dtype, device=t.device)
+                for name, t in like.items()
+            }
+        return slots
+
+    def _absorb(self, weights: Weights) -> None:
+        mean, squares = self._slots["mean"], self._slots["squares"]
+        ring = self._slots.get("deviations")
+        for name, tensor in weights.items():
+            column = None if ring is None else ring[name][(self.count - 1) % self.rank]
+            welford_(mean[name], squares[name], tensor, self.count, column)
+
+    def mean(self) -> dict[str, Tensor]:
+        self._need()
+        return clone_of(self._slots["mean"])
+
+    # The posterior.
+
+    @torch.no_grad()
+    def variance(self, scale: float = 1.0) -> dict[str, Tensor]:
+        """Return the marginal variance of each weight under the posterior: the diagonal of its covariance.
+
+        Raises:
+            RuntimeError: there has been no update.
+        """
+        factor = self._factor(scale)
+        result = {}
+        for name, v in self._diagonal().items():
+            columns = self._columns(name)
+            if columns is not None:
+                v = v + columns.to(v.dtype).square().sum(0) / (len(columns) - 1)
+            result[name] = v * factor
+        return result
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int | None = None,
+        *,
+        scale: float = 1.0,
+        block: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Draw weights, in float32 or wider; with `n` every tensor gains a leading axis of `n` draws.
+
+        Args:
+            n: how many draws; None gives one without the axis.
+            scale: multiplies the covariance.
+            block: draw the low-rank coefficients anew for each tensor. Covariances between tensors vanish, all others
+                stay; as some implementations do it.
+            generator: where the randomness comes from; the same generator state gives the same draw.
+
+        Raises:
+            RuntimeError: there has been no update.
+            ValueError: n < 1 or scale < 0.
+        """
+        self._need()
+        if n is not None and n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        factor = self._factor(scale)
+        number = 1 if n is None else n
+        held = self._held()
+        shared: Tensor | None = None
+        result = {}
+        for name in sorted(self._slots["mean"]):
+            mean = self._slots["mean"][name]
+            columns = self._columns(name)
+            if columns is not None and (block or shared is None):
+                shared = _normals((number, held), torch.float64, torch.device("cpu"), generator)
+            z1 = _normals((number, *mean.shape), mean.dtype, mean.device, generator)
+            z2 = None
+            if columns is not None and shared is not None:
+                z2 = (shared * math.sqrt(factor / (held - 1))).to(mean.device, mean.dtype)
+            std = (self._slots["squares"][name] / self.count).mul_(factor).sqrt_()
+            draw = low_rank_draw(mean, std, columns, z1, z2)
+            result[name] = draw[0] if n is None else draw
+        return {name: result[name] for name in self._slots["mean"]}
+
+    def tempered(self, scale: float, *, block: bool = False) -> ScaledSWAG:
+        """Return this posterior with its covariance multiplied by `scale`, for `predict` and the like.
+
+        The view follows later updates.
+        """
+        self._factor(scale)
+        return ScaledSWAG(self, scale, block)
+
+    @torch.no_grad()
+    def log_prob(self, weights: Weights, scale: float = 1.0) -> float:
+        """Return the log-density of `weights` in nats, by Woodbury's identity in float64: O(k^2 d), no d x d matrix.
+
+        Raises:
+            ValueError: names or shapes differ, scale is not positive, or a weight's variance is zero (the Gaussian has
+                no density: leave tensors that never move out by `select=trainable`).
+        """
+        self._need()
+        check_same(self._slots["mean"], weights, what="log_prob")
+        factor = self._factor(scale)
+        if factor == 0:
+            raise ValueError("scale=0 is a single point and has no density: pass a positive scale")
+        held = self._held()
+        gram, projection = torch.eye(held, dtype=torch.float64), torch.zeros(held, dtype=torch.float64)
+        total, size = 0.0, 0
+        for name, v in self._diagonal().items():
+            variance = v.double().flatten().cpu() * factor  # (p,)
+            if not bool((variance > 0).all()):
+                raise ValueError(
+                    f"{name} holds a weight whose variance is zero, so the Gaussian has no density: "
+                    "leave tensors that never move out with select="
+                )
+            residual = weights[name].double().flatten().cpu() - self._slots["mean"][name].double().flatten().cpu()
+            total += float((residual.square() / variance + variance.log()).sum())
+            size += residual.numel()
+            columns = self._columns(name)
+            if columns is not None:
+                u = columns.double().reshape(held, -1).cpu() * math.sqrt(factor / (held - 1))  # (k, p)
+                gram += (u / variance) @ u.T
+                projection += (u / variance) @ residual
+        root = torch.linalg.cholesky(gram)
+        solved = torch.linalg.solve_triangular(root, projection[:, None], upper=False)
+        total += 2 * float(root.diagonal().log().sum()) - float(solved.square().sum())
+        return -0.5 * (total + size * math.log(2 * math.pi))
+
+    @torch.no_grad()
+    def distribution(self, scale: float = 1.0) -> LowRankMultivariateNormal:
+        """Return the posterior over all weights as one flat vector, tensors in the order of their sorted names.
+
+        For small models: it holds d (k + 2) numbers more.
+
+        Raises:
+            RuntimeError: there has been no update.
+            ValueError: a variance is zero or scale is not positive.
+        """
+        self._need()
+        factor, held = self._factor(scale), self._held()
+        diagonal = self._diagonal()
+        names = sorted(diagonal)
+        mean = torch.cat([self._slots["mean"][name].flatten() for name in names])
+        columns = [self._columns(name) for name in names]
+        factors = torch.zeros(len(mean), 1, dtype=mean.dtype, device=mean.device)
+        if held > 1:
+            flat = [c.to(mean.dtype).reshape(held, -1) for c in columns if c is not None]
+            factors = torch.cat(flat, dim=1).T * math.sqrt(factor / (held - 1))  # (d, k)
+        variance = torch.cat([diagonal[name].flatten() for name in names]) * factor
+        if not bool((variance > 0).all()):
+            raise ValueError("a weight's variance is zero: leave tensors that never move out with select=")
+        return LowRankMultivariateNormal(mean, factors, variance)
+
+    # Private helpers.
+
+    def _factor(self, scale: float) -> float:
+        """What multiplies diag(v) and D D^T / (k - 1)."""
+        if not scale >= 0 or math.isinf(scale):
+            raise ValueError(f"scale multiplies the covariance and must be finite and >= 0, got {scale}")
+        return scale / 2 if self.rank else scale
+
+    def _held(self) -> int:
+        held = min(self.count, self.rank)
+        return held if held > 1 else 0
+
+    def _columns(self, name: str) -> Tensor | None:
+        """The (k, *shape) deviations of one tensor, or None while there are fewer than two."""
+        held = self._held()
+        return self._slots["deviations"][name][:held] if held else None
+
+    def _diagonal(self) -> Slot:
+        self._need()
+        return {name: squares / self.count for name, squares in self._slots["squares"].items()}
+
+
+@dataclass(frozen=True)
+class ScaledSWAG:
+    """A SWAG whose draws use another `scale` or independent blocks; made by `SWAG.tempered`."""
+
+    swag: SWAG
+    scale: float
+    block: bool = False
+
+    def sample(self, n: int | None = None, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Draw as `SWAG.sample` does, at this scale."""
+        return self.swag.sample(n, scale=self.scale, block=self.block, generator=generator)
+
+
+def _normals(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None
+) -> Tensor:
+    source = device if generator is None else generator.device
+    return torch.randn(shape, dtype=dtype, device=source, generator=generator).to(device)
