@@ -33,7 +33,7 @@ def save(obj: Averager | Composite | Weights, path: str | os.PathLike[str]) -> N
         ValueError: the object cannot be saved; the message says what can.
         OSError: the folder does not exist or the disk is full; the old file, if any, is untouched.
 
-    >>> import lowland
+    >>> import lowland, torch
     >>> average = lowland.SWA()
     >>> average.update({"w": torch.ones(2)})
     >>> path = Path(tempfile.mkdtemp()) / "average.safetensors"
@@ -80,6 +80,7 @@ def load(path: str | os.PathLike[str], **given: Any) -> Any:
         ValueError: the file is truncated, foreign or damaged, or of a class that is not known.
         FileNotFoundError: there is no such file.
 
+    >>> import torch
     >>> path = Path(tempfile.mkdtemp()) / "weights.safetensors"
     >>> save({"w": torch.ones(2)}, path)
     >>> load(path)

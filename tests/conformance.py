@@ -1,0 +1,91 @@
+"""The lists that a new method joins; `test_conformance.py` runs every law on every entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowland import SWA, SWAG, Mixture
+from lowland.averager import Averager, Drawable
+
+from .problems import walk
+
+
+@dataclass(frozen=True)
+class Method:
+    """How to make an averager. `given` are the arguments that no state file holds."""
+
+    make: Callable[..., Averager]
+    given: tuple[tuple[str, Any], ...] = ()
+    other: Callable[..., Averager] | None = None  # the same class under other hyper-parameters
+
+    def __call__(self, **arguments: Any) -> Averager:
+        return self.make(**dict(self.given), **arguments)
+
+
+AVERAGERS: dict[str, Method] = {
+    "SWA": Method(SWA),
+    "SWAG": Method(lambda **k: SWAG(rank=3, **k), other=lambda **k: SWAG(rank=4, **k)),
+    "SWAG-diagonal": Method(lambda **k: SWAG(rank=0, **k), other=lambda **k: SWAG(rank=2, **k)),
+    "SWAG-bfloat16": Method(lambda **k: SWAG(rank=3, deviations_dtype=torch.bfloat16, **k)),
+}
+
+
+def _filled(averager: Averager, seed: int = 0, steps: int = 6) -> Any:
+    for weights in walk(steps, seed):
+        averager.update(weights)
+    return averager
+
+
+def _flat_points(points: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    flat = torch.stack([torch.cat([w[name].flatten().double() for name in sorted(w)]) for w in points])
+    return flat.mean(0), torch.cov(flat.T, correction=0)
+
+
+def swag_moments(path: list[dict[str, Tensor]], rank: int) -> tuple[Tensor, Tensor]:
+    """The paper's mean and covariance, naively in float64, tensors in sorted order."""
+    flat = torch.stack([torch.cat([w[name].flatten().double() for name in sorted(w)]) for w in path])
+    means = flat.cumsum(0) / torch.arange(1, len(flat) + 1)[:, None]
+    mean, v = flat.mean(0), flat.var(0, correction=0)
+    if rank == 0:
+        return mean, torch.diag(v)
+    held = (flat - means)[-rank:]
+    return mean, 0.5 * (torch.diag(v) + held.T @ held / (len(held) - 1))
+
+
+def mixture_moments(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of an equal mixture."""
+    means = torch.stack([mean for mean, _ in parts])
+    between = torch.cov(means.T, correction=0)
+    return means.mean(0), torch.stack([covariance for _, covariance in parts]).mean(0) + between
+
+
+@dataclass(frozen=True)
+class Known:
+    """A posterior and the closed form of its mean and covariance."""
+
+    make: Callable[[], Drawable]
+    moments: Callable[[], tuple[Tensor, Tensor]]
+
+
+POSTERIORS: dict[str, Known] = {
+    "SWAG": Known(lambda: _filled(SWAG(rank=3)), lambda: swag_moments(walk(6), 3)),
+    "SWAG-diagonal": Known(lambda: _filled(SWAG(rank=0)), lambda: swag_moments(walk(6), 0)),
+    "SWAG-partly-filled": Known(lambda: _filled(SWAG(rank=20)), lambda: swag_moments(walk(6), 20)),
+    "MultiSWAG": Known(
+        lambda: Mixture([_filled(SWAG(rank=3), seed) for seed in (0, 1)]),
+        lambda: mixture_moments([swag_moments(walk(6, seed), 3) for seed in (0, 1)]),
+    ),
+    "MultiSWA": Known(
+        lambda: Mixture([_filled(SWA(), seed) for seed in (0, 1)]),
+        lambda: _flat_points([_filled(SWA(), seed).mean() for seed in (0, 1)]),
+    ),
+    "deep ensemble": Known(
+        lambda: Mixture([walk(1, seed)[0] for seed in (0, 1, 2)]),
+        lambda: _flat_points([walk(1, seed)[0] for seed in (0, 1, 2)]),
+    ),
+}

@@ -1,0 +1,125 @@
+"""Mixtures: METHODS 17.10, stratified draws, densities and moments."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lowland import SWA, SWAG, Mixture
+from lowland.averager import draws, members_of
+
+from .problems import walk
+
+
+class Gaussian:
+    """A Gaussian of two weights with a diagonal covariance, as a user might bring one."""
+
+    def __init__(self, mean: float, variance: float) -> None:
+        self.normal = torch.distributions.MultivariateNormal(torch.full((2,), mean), variance * torch.eye(2))
+
+    def sample(self, n: int | None = None, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        z = torch.randn(*(() if n is None else (n,)), 2, generator=generator)
+        return {"w": self.normal.loc + z * self.normal.variance.sqrt()}
+
+    def mean(self) -> dict[str, Tensor]:
+        return {"w": self.normal.mean}
+
+    def variance(self) -> dict[str, Tensor]:
+        return {"w": self.normal.variance}
+
+    def log_prob(self, weights: dict[str, Tensor]) -> float:
+        return float(self.normal.log_prob(weights["w"]))
+
+    def distribution(self) -> torch.distributions.MultivariateNormal:
+        return self.normal
+
+
+def test_17_10_moments() -> None:
+    mixture = Mixture([Gaussian(0.0, 1.0), Gaussian(2.0, 2.0)])
+    mean, variance = mixture.moments()
+    assert mean["w"].tolist() == [1.0, 1.0]
+    assert variance["w"].tolist() == [2.5, 2.5]
+    assert torch.allclose(mixture.covariance(), torch.tensor([[2.5, 1.0], [1.0, 2.5]]))
+
+
+def test_log_density_is_the_mean_of_the_densities() -> None:
+    one, two = Gaussian(0.0, 1.0), Gaussian(2.0, 2.0)
+    point = {"w": torch.tensor([0.5, -1.0])}
+    expected = math.log((math.exp(one.log_prob(point)) + math.exp(two.log_prob(point))) / 2)
+    assert Mixture([one, two]).log_prob(point) == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match="a dict is a set of points and has no density"):
+        Mixture([one, {"w": torch.zeros(2)}]).log_prob(point)
+
+
+def points(n: int) -> list[dict[str, Tensor]]:
+    return [{"w": torch.tensor([float(i)])} for i in range(n)]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
+def test_draws_are_shared_out_evenly(n: int) -> None:
+    drawn = Mixture(points(3)).sample(n, generator=torch.Generator().manual_seed(n))["w"].flatten()
+    counts = torch.bincount(drawn.long(), minlength=3)
+    assert counts.sum() == n
+    assert counts.max() - counts.min() <= 1
+
+
+def test_the_remainder_is_random() -> None:
+    mixture = Mixture(points(3))
+    generator = torch.Generator().manual_seed(0)
+    single = torch.stack([mixture.sample(generator=generator)["w"][0] for _ in range(600)])
+    # Binomial(600, 1/3): five standard deviations are 58.
+    assert all(abs(int((single == i).sum()) - 200) <= 58 for i in range(3))
+
+
+def test_members() -> None:
+    assert [w["w"].item() for w in Mixture(points(3)).members() or []] == [0.0, 1.0, 2.0]
+    averages = [SWA(), SWA()]
+    for average, seed in zip(averages, (0, 1), strict=True):
+        for weights in walk(3, seed):
+            average.update(weights)
+    found = Mixture(averages).members()
+    assert found is not None and len(found) == 2
+    gaussian = SWAG(rank=2)
+    for weights in walk(3):
+        gaussian.update(weights)
+    assert Mixture([gaussian, *averages]).members() is None
+    with pytest.raises(ValueError, match="infinitely many points: say how many draws with samples="):
+        list(draws(Mixture([gaussian]), None))
+
+
+def test_streamed_draws_equal_the_stacked_ones() -> None:
+    swags = []
+    for seed in (0, 1):
+        swag = SWAG(rank=3)
+        for weights in walk(5, seed):
+            swag.update(weights)
+        swags.append(swag)
+    mixture = Mixture(swags)
+    stacked = mixture.sample(5, generator=torch.Generator().manual_seed(4))
+    streamed = list(draws(mixture, 5, torch.Generator().manual_seed(4)))
+    for index, weights in enumerate(streamed):
+        assert all(torch.equal(weights[name], stacked[name][index]) for name in weights)
+
+
+def test_nested_mixtures() -> None:
+    inner = Mixture([Gaussian(0.0, 1.0), Gaussian(2.0, 2.0)])
+    outer = Mixture([inner, inner])
+    assert torch.allclose(outer.covariance(), inner.covariance())
+    assert outer.moments()[1]["w"].tolist() == [2.5, 2.5]
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match="at least one component, got none"):
+        Mixture([])
+    with pytest.raises(ValueError, match="must name the same tensors.*missing \\['w'\\], unexpected \\['v'\\]"):
+        Mixture([{"w": torch.zeros(1)}, {"v": torch.zeros(1)}])
+    with pytest.raises(ValueError, match="weights are drawn from a posterior, an averager or a mapping"):
+        Mixture([3])  # type: ignore[list-item]
+    with pytest.raises(RuntimeError, match="no weights yet"):
+        Mixture([SWA()])
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        list(draws(points(1)[0], 0))
+    assert members_of(points(1)[0]) == points(1)
