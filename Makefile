@@ -40,7 +40,8 @@ bench: $(STAMPS)/dev
 	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 docs: $(STAMPS)/docs
-	$(BIN)/mkdocs build --strict --quiet
+	@# The notice is about the next major version of mkdocs, which constraints.txt keeps out.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "the site is in site/: open site/index.html"
 
 peers: $(STAMPS)/dev

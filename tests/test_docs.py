@@ -90,7 +90,9 @@ def test_no_api_page_is_of_a_module_that_is_gone() -> None:
 
 def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text()
-    missing = [path for page in sorted(DOCS.rglob("*.md")) if (path := page.relative_to(DOCS).as_posix()) not in navigation]
+    missing = [
+        path for page in sorted(DOCS.rglob("*.md")) if (path := page.relative_to(DOCS).as_posix()) not in navigation
+    ]
     assert not missing, f"mkdocs.yml does not list {missing}"
 
 

@@ -14,10 +14,10 @@ SOURCE = ROOT / "src" / "lowland"
 # Lowest first: a module or package imports only from the rows above its own. A package's files may import each other.
 ROWS: list[tuple[str, set[str]]] = [
     ("0 tensors", {"weights", "moments"}),
-    ("1 seam", {"averager"}),
+    ("1 seam", {"averager", "scores"}),
     ("2 methods", {"swa", "ema", "snapshots", "swag", "aswa", "mixture", "soup", "cycles", "population", "linear"}),
-    ("3 statistics of probabilities", {"probabilities"}),
-    ("3 statistics of probabilities", {"selective"}),
+    ("3 batches and probabilities", {"batches", "probabilities"}),
+    ("3 scores of probabilities", {"selective"}),
     ("3 using weights", {"batchnorm", "predict", "calibration", "files", "checkpoints", "doctor", "landscape"}),
     ("4 integrations", {"integrations", "report"}),
     ("4 studies", {"studies"}),

@@ -25,9 +25,7 @@ SUBMODULES = {
 
 def test_the_root_names_exactly_the_public_list() -> None:
     named = {
-        name
-        for name, value in vars(lowland).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType)
+        name for name, value in vars(lowland).items() if not name.startswith("_") and not isinstance(value, ModuleType)
     }
     assert named == PUBLIC, f"missing {sorted(PUBLIC - named)}, unexpected {sorted(named - PUBLIC)}"
 
