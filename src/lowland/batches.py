@@ -1,0 +1,78 @@
+"""How a batch goes through a model, unless the caller says otherwise with `forward=`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def call(model: nn.Module, batch: object) -> object:
+    """Call `model` with a batch as loaders make them, moved to the device of the model's first parameter.
+
+    A tensor is the only argument; of a tuple or list the first element is; a mapping gives keyword arguments.
+
+    Raises:
+        ValueError: the batch is none of these.
+
+    >>> call(nn.Identity(), (torch.ones(1), "label"))
+    tensor([1.])
+    """
+    first = next(model.parameters(), None)
+    device = None if first is None else first.device
+    if isinstance(batch, Tensor):
+        return model(_moved(batch, device))
+    if isinstance(batch, Mapping):
+        return model(**{name: _moved(value, device) for name, value in batch.items()})
+    if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 0:
+        return model(_moved(batch[0], device))
+    raise ValueError(
+        "a batch must be a tensor, a tuple that starts with one, or a mapping of arguments, got "
+        f"{type(batch).__name__}: pass forward=lambda model, batch: ..."
+    )
+
+
+def _moved(value: object, device: torch.device | None) -> object:
+    return value.to(device) if isinstance(value, Tensor) and device is not None else value
+
+
+def unwrapped(model: nn.Module, *, compiled: bool = False) -> nn.Module:
+    """The model inside DistributedDataParallel, and with `compiled` also inside torch.compile.
+
+    The wrapper broadcasts rank 0's buffers before each forward pass, also in eval mode: passes over shards of unequal
+    length would wait for each other for ever, and statistics gathered on one rank would be overwritten by another's.
+
+    >>> model = nn.Linear(1, 1)
+    >>> unwrapped(model) is model
+    True
+    """
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif compiled and isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a block in eval mode; give every module its own mode back afterwards, also on an exception.
+
+    >>> model = nn.Sequential(nn.Dropout(), nn.Linear(1, 1)).train()
+    >>> model[1].training = False
+    >>> with evaluating(model):
+    ...     model[0].training
+    False
+    >>> model.training, model[0].training, model[1].training
+    (True, True, False)
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
