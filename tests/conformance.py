@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowland import SWA, SWAG, Mixture
+from lowland import ASWA, EMA, SWA, SWAG, Mixture, Snapshots
 from lowland.averager import Averager, Drawable
+from lowland.ema import Power, Warmup
+from lowland.weights import Weights
 
 from .problems import walk
 
@@ -27,11 +29,32 @@ class Method:
         return self.make(**dict(self.given), **arguments)
 
 
+def fading(count: int) -> float:
+    """A decay of a user's own."""
+    return 1 - 0.5 / count
+
+
+def small(weights: Weights) -> float:
+    """A score that likes small weights."""
+    return -sum(float(tensor.abs().sum()) for tensor in weights.values())
+
+
+def large(weights: Weights) -> float:
+    """Another score."""
+    return -small(weights)
+
+
 AVERAGERS: dict[str, Method] = {
     "SWA": Method(SWA),
     "SWAG": Method(lambda **k: SWAG(rank=3, **k), other=lambda **k: SWAG(rank=4, **k)),
     "SWAG-diagonal": Method(lambda **k: SWAG(rank=0, **k), other=lambda **k: SWAG(rank=2, **k)),
     "SWAG-bfloat16": Method(lambda **k: SWAG(rank=3, deviations_dtype=torch.bfloat16, **k)),
+    "EMA": Method(lambda **k: EMA(0.9, **k), other=lambda **k: EMA(0.99, **k)),
+    "EMA-warmup": Method(lambda **k: EMA(Warmup(0.9), **k), other=lambda **k: EMA(Warmup(0.9, power=0.75), **k)),
+    "EMA-power": Method(lambda **k: EMA(Power(6.94), **k), other=lambda **k: EMA(Power(16.97), **k)),
+    "EMA-own": Method(EMA, (("decay", fading),), other=lambda **k: EMA(0.9, **k)),
+    "Snapshots": Method(lambda **k: Snapshots(3, **k), other=lambda **k: Snapshots(4, **k)),
+    "ASWA": Method(ASWA, (("score", small),), other=lambda **k: ASWA(large, **k)),
 }
 
 
@@ -83,6 +106,12 @@ POSTERIORS: dict[str, Known] = {
     "MultiSWA": Known(
         lambda: Mixture([_filled(SWA(), seed) for seed in (0, 1)]),
         lambda: _flat_points([_filled(SWA(), seed).mean() for seed in (0, 1)]),
+    ),
+    "Snapshots": Known(lambda: _filled(Snapshots(4)), lambda: _flat_points(walk(6)[-4:])),
+    "Snapshots-partly-filled": Known(lambda: _filled(Snapshots(9)), lambda: _flat_points(walk(6))),
+    "Mixture of Snapshots": Known(
+        lambda: Mixture([_filled(Snapshots(4), seed) for seed in (0, 1)]),
+        lambda: _flat_points([*walk(6, 0)[-4:], *walk(6, 1)[-4:]]),
     ),
     "deep ensemble": Known(
         lambda: Mixture([walk(1, seed)[0] for seed in (0, 1, 2)]),

@@ -1,8 +1,11 @@
 """Averaged weights, Gaussian posteriors over weights, and what to do with them."""
 
+from .aswa import ASWA as ASWA
+from .ema import EMA as EMA
 from .files import load as load
 from .files import save as save
 from .mixture import Mixture as Mixture
+from .snapshots import Snapshots as Snapshots
 from .swa import SWA as SWA
 from .swag import SWAG as SWAG
 from .weights import applied as applied

@@ -1,0 +1,200 @@
+"""Model soups: averages of finished weights (Wortsman, Ilharco, Gadre, Roelofs, Gontijo-Lopes, Morcos, Namkoong,
+Farhadi, Carmon, Kornblith, Schmidt 2022, arXiv 2203.05482).
+
+    uniform:   1/n sum_i w_i
+    weighted:  sum_i c_i w_i,  sum_i c_i = 1
+    greedy:    go through the ingredients from the best score to the worst; keep w_i in the mean of those kept
+               if that raises the score of the mean
+
+Soups of models that were fine-tuned from the same weights work; across basins the mean of weights means
+nothing. In all three, means are kept in float32 or wider, tensors are paired by name, the ingredients are
+left as they are, and tensors other than floating-point ones (step counters, index tables) are those of the
+first ingredient. An ingredient is a mapping with a memory of its own: `weights_of` returns views of the live
+model, so clone them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .moments import first_nonfinite, lerp_, wide_zeros
+from .scores import judge
+from .weights import Score, Weights, check_same, clone_of
+
+
+@torch.no_grad()
+def uniform(ingredients: Iterable[Weights]) -> dict[str, Tensor]:
+    """Return the equal average of all ingredients.
+
+    They are read one at a time and not kept: a generator that loads one file after the other needs the memory
+    of two.
+
+    Raises:
+        ValueError: there is none, or one has other names or shapes than the first, or a value that is not
+        finite.
+
+    Example:
+        >>> uniform({"w": torch.tensor([x])} for x in (1.0, 2.0, 6.0))
+        {'w': tensor([3.])}
+    """
+    mean: dict[str, Tensor] = {}
+    for index, weights in enumerate(ingredients):
+        _check(mean, weights, index)
+        if index == 0:
+            mean = _start(weights)
+        _stir_(mean, weights, index)
+    return _served(mean)
+
+
+@torch.no_grad()
+def weighted(
+    ingredients: Iterable[Weights], coefficients: Sequence[float], *, normalise: bool = False
+) -> dict[str, Tensor]:
+    """Return the sum of the ingredients times their coefficients. A coefficient may be negative.
+
+    Args:
+        ingredients: read one at a time, as in `uniform`. coefficients: one for each ingredient; they sum to
+        1, or are divided by their sum if `normalise` is true.
+
+    Raises:
+        ValueError: the coefficients do not sum to 1 (with `normalise`: not to a positive number), are not as
+        many as
+            the ingredients, or are not finite; and as `uniform`.
+
+    Example:
+        >>> weighted([{"w": torch.tensor([0.0])}, {"w": torch.tensor([4.0])}], [0.75, 0.25])
+        {'w': tensor([1.])}
+    """
+    shares = _shares(coefficients, normalise)
+    total: dict[str, Tensor] = {}
+    used = 0
+    for index, weights in enumerate(ingredients):
+        _check(total, weights, index)
+        if index >= len(shares):
+            raise ValueError(f"there are {len(shares)} coefficients and more ingredients: pass one for each")
+        if index == 0:
+            total = _start(weights)
+        for name, tensor in total.items():
+            if tensor.is_floating_point():
+                tensor.add_(weights[name].to(tensor.device, tensor.dtype), alpha=shares[index])
+        used += 1
+    if used != len(shares):
+        raise ValueError(f"there are {len(shares)} coefficients and {used} ingredients: pass one for each")
+    return _served(total)
+
+
+class Greedy(NamedTuple):
+    """A greedy soup and how it came about.
+
+    Example:
+        >>> soup = greedy([{"w": torch.tensor(1.0)}], score=lambda weights: 0.5)
+        >>> soup.members, soup.score
+        ([0], 0.5)
+    """
+
+    weights: dict[str, Tensor]  # the soup
+    members: list[int]  # places of the ingredients kept, in the order in which they entered
+    scores: list[float]  # score of every ingredient alone, in the order given
+    trials: list[float]  # score of the soup with this ingredient in it when its turn came, in the order given
+
+    @property
+    def score(self) -> float:
+        """The score of the soup."""
+        return self.trials[self.members[-1]]
+
+
+@torch.no_grad()
+def greedy(ingredients: Sequence[Weights], score: Score) -> Greedy:
+    """Return the soup of those ingredients that each raised its score, tried from the best alone to the worst.
+
+    An ingredient that leaves the score equal is left out (the authors' code; their text keeps it). Equal
+    scores are tried in the order given. The score should come from validation data that the report does not
+    use. `ingredients` is indexed twice an element, and no more than one is asked for at a time: it may load
+    files.
+
+    Raises:
+        ValueError: there is no ingredient, or one does not fit the first (as `uniform`), or a score is NaN.
+        RuntimeError: the score raised.
+
+    Example:
+        >>> weights = [{"w": torch.tensor(x)} for x in (9.0, 4.0, 7.0)]
+        >>> soup = greedy(weights, score=lambda weights: -abs(weights["w"].item() - 5))
+        >>> soup.weights, soup.members, soup.scores
+        ({'w': tensor(5.5000)}, [1, 2], [-4.0, -1.0, -2.0])
+        >>> soup.trials  # with 9 the mean would be 6.67
+        [-1.6666665077209473, -1.0, -0.5]
+    """
+    if len(ingredients) == 0:
+        raise ValueError("a soup needs at least one ingredient, got none")
+    like: dict[str, Tensor] = {}
+    scores = []
+    for index in range(len(ingredients)):
+        weights = ingredients[index]
+        _check(like, weights, index)
+        if index == 0:
+            like = {name: tensor.to("meta") for name, tensor in weights.items()}
+        scores.append(judge(score, weights, f"ingredient {index}"))
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    best, members, trials = scores[order[0]], [order[0]], list(scores)
+    soup = _start(ingredients[0])
+    _stir_(soup, ingredients[order[0]], 0)
+    for index in order[1:]:
+        trial = clone_of(soup)
+        _stir_(trial, ingredients[index], len(members))
+        trials[index] = judge(score, trial, f"the soup with ingredient {index}")
+        if trials[index] > best:
+            soup, best = trial, trials[index]
+            members.append(index)
+    return Greedy(soup, members, scores, trials)
+
+
+def _start(weights: Weights) -> dict[str, Tensor]:
+    """Zeros where an average will be, copies of everything else."""
+    zeros = wide_zeros(weights)
+    return {name: tensor if tensor.is_floating_point() else weights[name].clone() for name, tensor in zeros.items()}
+
+
+def _stir_(mean: dict[str, Tensor], weights: Weights, held: int) -> None:
+    """Take one more ingredient into the mean of `held`."""
+    floats = [name for name, tensor in mean.items() if tensor.is_floating_point()]
+    lerp_((mean[name] for name in floats), (weights[name] for name in floats), 1 / (held + 1))
+
+
+def _check(first: Weights, weights: Weights, index: int) -> None:
+    if not hasattr(weights, "items"):
+        raise ValueError(
+            f"ingredient {index} must be a mapping from names to tensors, got {type(weights).__name__}: "
+            "pass an iterable of such mappings, and clone_of(weights_of(model)) for a model"
+        )
+    if index > 0:
+        check_same(first, weights, what=f"ingredient {index} beside ingredient 0")
+    elif not weights:
+        raise ValueError("ingredient 0 is an empty mapping: pass at least one named tensor")
+    name = first_nonfinite(weights)
+    if name is not None:
+        raise ValueError(f"{name} of ingredient {index} holds a value that is not finite: leave this ingredient out")
+
+
+def _served(soup: dict[str, Tensor]) -> dict[str, Tensor]:
+    if not soup:
+        raise ValueError("a soup needs at least one ingredient, got none")
+    return soup
+
+
+def _shares(coefficients: Sequence[float], normalise: bool) -> list[float]:
+    shares = [float(c) for c in coefficients]
+    if not all(map(math.isfinite, shares)):
+        raise ValueError(f"coefficients must be finite, got {shares}")
+    total = math.fsum(shares)
+    if normalise:
+        if not total > 0:
+            raise ValueError(f"coefficients must have a positive sum to be normalised, got a sum of {total}")
+        return [c / total for c in shares]
+    if abs(total - 1) > 1e-6:
+        raise ValueError(f"coefficients must sum to 1, got a sum of {total}: change them or pass normalise=True")
+    return shares
