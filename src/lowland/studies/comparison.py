@@ -1,0 +1,134 @@
+"""The eight methods of a text study on the same texts: their metrics, their differences, and a sentence about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..calibration import fit_temperature, temper
+from .config import Evaluation
+from .intervals import Values, counts_of_resamples, interval, mean_summary, paired, resampled
+from .training import stream
+
+METHODS = (
+    "base",
+    "early-stopped base",
+    "temperature-scaled base",
+    "SWA",
+    "SWAG",
+    "deep ensemble",
+    "MultiSWA",
+    "MultiSWAG",
+)
+TRAINED = {"base": "base", "early": "early-stopped base", "swa": "SWA", "swag": "SWAG"}  # what a member predicts with
+COMBINED = {"deep ensemble": "base", "MultiSWA": "SWA", "MultiSWAG": "SWAG"}  # means of members' probabilities
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one member's variant says of the validation and the test texts: probabilities (N, C)."""
+
+    validation: Tensor
+    test: Tensor
+    test_entropy: Tensor  # (N,) mean over draws of the entropy of each
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The numbers of a study."""
+
+    metrics: dict[str, Any]  # as in metrics.json, but for the counts of texts
+    test: dict[str, list[Tensor]]  # by method: one tensor a member, or one in all
+    validation: dict[str, list[Tensor]]
+
+
+def compare(
+    members: Sequence[Mapping[str, Predictions]],
+    validation_labels: Sequence[int],
+    test_labels: Sequence[int],
+    settings: Evaluation,
+    seed: int,
+) -> Compared:
+    """Compute the metrics of all methods.
+
+    Methods of one model are judged by the mean over members of each metric; MultiSWAG, MultiSWA and the deep ensemble
+    by the mean of the members' probabilities, MultiSWAG by the very draws of its members' SWAGs. The temperature is
+    fitted on validation texts, one for each member. Intervals resample the test texts.
+    """
+    truth, checked = torch.tensor(list(test_labels)), torch.tensor(list(validation_labels))
+    test = {method: [member[key].test for member in members] for key, method in TRAINED.items()}
+    validation = {method: [member[key].validation for member in members] for key, method in TRAINED.items()}
+    temperatures = [fit_temperature(probs, checked) for probs in validation["base"]]
+    for split in (test, validation):
+        split["temperature-scaled base"] = [
+            temper(probs, t) for probs, t in zip(split["base"], temperatures, strict=True)
+        ]
+        for method, part in COMBINED.items():
+            split[method] = [torch.stack(split[part]).mean(0)]
+    counts = counts_of_resamples(len(truth), settings.resamples, stream(seed, "bootstrap"))
+    points: dict[str, dict[str, float]] = {}
+    spreads: dict[str, Values] = {}
+    own: dict[str, list[dict[str, float]]] = {}
+    for method in METHODS:
+        points[method], each = mean_summary(test[method], truth, settings.bins)
+        spreads[method] = resampled(test[method], truth, counts, settings.bins)
+        if method not in COMBINED:
+            own[method] = each
+    table = {
+        method: {name: interval(value, spreads[method][name], settings.level) for name, value in points[method].items()}
+        for method in METHODS
+    }
+    ours = "MultiSWAG"
+    gaps = {
+        method: paired(
+            spreads[ours],
+            spreads[method],
+            {name: points[ours][name] - points[method][name] for name in points[ours]},
+            settings.level,
+        )
+        for method in METHODS
+        if method != ours
+    }
+    metrics = {
+        "methods": table,
+        "members": own,
+        "differences": {"of": ours, "minus": gaps},
+        "temperature": temperatures,
+        "verdict": verdict(gaps, len(members), len(truth), settings.level),
+    }
+    return Compared(metrics, test, validation)
+
+
+def verdict(gaps: Mapping[str, Mapping[str, Mapping[str, float]]], members: int, texts: int, level: float) -> str:
+    """Say in one sentence where MultiSWAG is better, worse, or not told apart, from the intervals of differences.
+
+    >>> gap = {"value": -0.1, "low": -0.2, "high": -0.05}
+    >>> gaps = {m: {k: gap for k in ("nll", "ece", "f1")} for m in METHODS[:3] + METHODS[5:6]}
+    >>> verdict(gaps, 3, 800, 0.95)[:76]
+    'MultiSWAG (3 members, 800 test texts): NLL lower than base (-0.100), early-s'
+    """
+    rivals = [method for method in ("base", "early-stopped base", "temperature-scaled base", "deep ensemble")]
+    phrases = []
+    for name, label, wording in (
+        ("nll", "NLL", ("lower", "higher")),
+        ("ece", "ECE", ("lower", "higher")),
+        ("f1", "macro F1", ("lower", "higher")),
+    ):
+        groups: dict[str, list[str]] = {wording[0]: [], wording[1]: [], "": []}
+        for rival in rivals:
+            gap = gaps[rival][name]
+            side = wording[0] if gap["high"] < 0 else wording[1] if gap["low"] > 0 else ""
+            groups[side].append(f"{rival} ({gap['value']:+.3f})")
+        said = [f"{side} than {', '.join(found)}" for side, found in groups.items() if side and found]
+        if groups[""]:
+            said.append(f"not told apart from {', '.join(groups[''])}")
+        phrases.append(f"{label} {' and '.join(said)}")
+    return (
+        f"MultiSWAG ({members} members, {texts} test texts): {'; '.join(phrases)}. "
+        f"Differences are called so where the {level:.0%} interval over test texts leaves zero out; "
+        "other training runs move them too."
+    )
