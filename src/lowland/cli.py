@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,8 +37,12 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue what the run fo
 
 def main() -> None:
     """Run the command line; a mistake is one line and exit code 2."""
+    global _debug
+    # Wherever it stands: who adds it to a failed command adds it at the end.
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    _debug = len(arguments) < len(sys.argv) - 1
     try:
-        app()
+        app(arguments)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         if _debug:
             raise
@@ -53,8 +57,7 @@ def main() -> None:
 def _settings(
     debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error.")] = False,
 ) -> None:
-    global _debug
-    _debug = debug
+    """Averaged weights, Gaussian weight posteriors and calibrated predictions."""
 
 
 @app.command()
@@ -173,15 +176,17 @@ def report(run: Annotated[Path, typer.Argument(help="The folder of a finished st
 @app.command()
 def info(file: Annotated[Path, typer.Argument(help="What lowland.save wrote.")], as_json: Json = False) -> None:
     """Say what a state file holds."""
+    from torch import Tensor
+
     from . import load
     from .averager import Averager, Composite
 
     loaded = load(file)
     kind = "weights" if isinstance(loaded, dict) else type(loaded).__name__
-    parts = loaded.components if isinstance(loaded, Composite) else [loaded]
+    parts: list[Any] = list(loaded.components) if isinstance(loaded, Composite) else [loaded]
     rows = []
     for part in parts:
-        tensors = part.mean() if isinstance(part, Averager) else part
+        tensors: Mapping[str, Tensor] = part.mean() if isinstance(part, Averager) else part
         numbers = sum(t.numel() for t in tensors.values())
         settings = part.settings if isinstance(part, Averager) else {}
         rows.append({
@@ -219,8 +224,8 @@ def _run_study(study: Any, folder: Path, resume: bool, as_json: bool) -> None:
     cost = timings["sampling"]
     _say(
         f"Took {timings['total_seconds'] / 60:.1f} minutes, {timings['peak_memory_mb']:.0f} MB at most; of that "
-        f"{cost['seconds']:.0f} s for {cost['draws']} draws of SWAG ({cost['seconds_per_draw_per_1000']:.1f} s a draw and "
-        "1,000 texts)."
+        f"{cost['seconds']:.0f} s for {cost['draws']} draws of SWAG "
+        f"({cost['seconds_per_draw_per_1000']:.1f} s a draw and 1,000 texts)."
     )
     shown = f"open {page}" if page else "no report (pip install 'lowland[plot]', then `lowland report`)"
     _say(f"Next: {shown}; classify your own texts with `lowland predict {folder} --input FILE`.")
@@ -240,7 +245,8 @@ def _table(metrics: dict[str, Any], members: int, level: float) -> Table:
     heads = ("macro P", "macro R", "macro F1", "accuracy", "NLL", "ECE", "Brier")
     table = Table(
         title=f"{members} members, {metrics['n_train']} training, {metrics['n_test']} test texts",
-        caption=f"below each value its {level:.0%} bootstrap interval over test texts; one-model rows are means over members",
+        caption=f"below each value its {level:.0%} bootstrap interval over test texts; "
+        "rows of one model are means over members",
     )
     table.add_column("method", no_wrap=True)
     for head in heads:

@@ -1,4 +1,4 @@
-"""A text classifier: any encoder of Transformers, masked mean pooling, dropout and a linear head, under LoRA adapters."""
+"""A text classifier: any encoder of Transformers, mean pooling, dropout and a linear head, under LoRA adapters."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class AdaptedClassifier:
         self.merged = copy.deepcopy(classifier, shared).eval().requires_grad_(False)
         config = LoraConfig(
             r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]
+            lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             target_modules=list(self.paths),
             modules_to_save=["head"],

@@ -140,10 +140,14 @@ def read_config(path: Path) -> TextStudy:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no TOML file: {error}") from None
     study = from_mapping(given)
-    own = {key: str((path.parent / value).resolve()) if value else "" for key, value in _files(study.data).items()}
+    train, validation, test = (
+        str((path.parent / name).resolve()) if name else ""
+        for name in (study.data.train, study.data.validation, study.data.test)
+    )
+    data = dataclasses.replace(study.data, train=train, validation=validation, test=test)
     local = path.parent / study.model.encoder
     model = dataclasses.replace(study.model, encoder=str(local.resolve())) if local.is_dir() else study.model
-    return dataclasses.replace(study, data=dataclasses.replace(study.data, **own), model=model)
+    return dataclasses.replace(study, data=data, model=model)
 
 
 def from_mapping(given: dict[str, Any]) -> TextStudy:
@@ -204,10 +208,6 @@ def period(every: str) -> tuple[int, str]:
     if match is None or match[1] == "0":
         raise ValueError(f'swag.every must be like "5 steps" or "epoch", got {every!r}')
     return int(match[1] or 1), match[2]
-
-
-def _files(data: Data) -> dict[str, str]:
-    return {"train": data.train, "validation": data.validation, "test": data.test}
 
 
 def _section(name: str, kind: type[Any], values: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""One member of a text study: its AdamW phase, its SGD phase, its predictions; each stage leaves files and is not repeated."""
+"""One member of a text study: AdamW phase, SGD phase, predictions; each stage leaves files and is not repeated."""
 
 from __future__ import annotations
 

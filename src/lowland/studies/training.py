@@ -192,10 +192,11 @@ def own_randomness() -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """Keep Transformers' bars, logs and warnings away for a while, and put its settings back."""
     try:
-        from transformers.utils import logging
+        from transformers.utils import logging as their_logging
     except ImportError:  # who needs it says so in a sentence of its own
         yield
         return
+    logging: Any = their_logging  # parts of it carry no annotations
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
