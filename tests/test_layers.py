@@ -17,7 +17,7 @@ ROWS: list[tuple[str, set[str]]] = [
     ("1 seam", {"averager", "scores"}),
     ("2 methods", {"swa", "ema", "snapshots", "swag", "aswa", "mixture", "soup", "cycles", "population", "linear"}),
     ("3 batches and probabilities", {"batches", "probabilities"}),
-    ("3 what predictions are", {"predictive", "selective"}),
+    ("3 what predictions are", {"predictive", "selective", "temperature"}),
     ("3 using weights", {"batchnorm", "calibration", "files", "checkpoints", "doctor", "landscape"}),
     ("3 predicting", {"predict"}),
     ("4 integrations", {"integrations", "report"}),
