@@ -156,6 +156,25 @@ def test_intervals_equal_bootstrap_of_each_metric() -> None:
         assert all_at_once[name] == pytest.approx(one, abs=1e-12), name
 
 
+def test_differences_are_paired() -> None:
+    probs, labels = problem(80)
+    others = c.temper(probs, 1.7)
+    got = c.differences(probs, others, labels, resamples=40, generator=generator(4))
+    stacked = torch.cat([probs, others], 1) / 2  # both in one array, so that one resample takes both
+    for name, metric in {"nll": c.nll, "ece": lambda p, y: c.ece(p, y, bins=20), "brier": c.brier}.items():
+        wanted = c.bootstrap(
+            lambda p, y, metric=metric: metric(2 * p[:, :3], y) - metric(2 * p[:, 3:], y),
+            stacked,
+            labels,
+            resamples=40,
+            generator=generator(4),
+        )
+        assert got[name] == pytest.approx(wanted, abs=1e-12), name
+    assert got["accuracy"] == (0.0, 0.0, 0.0)  # a temperature changes no decision
+    with pytest.raises(ValueError, match="same classes, got 3 and 2"):
+        c.differences(probs, [[0.5, 0.5]] * 80, labels.clamp_max(1))
+
+
 def test_bootstrap_covers_the_truth_as_often_as_it_says() -> None:
     # 200 test sets of 100 with true accuracy .7: coverage of the 90 % interval is binomial, sd .021; percentile
     # intervals are slightly narrow at this n, hence four sd below and three above.

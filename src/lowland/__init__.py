@@ -1,10 +1,12 @@
 """Averaged weights, Gaussian posteriors over weights, and what to do with them."""
 
 from .aswa import ASWA as ASWA
+from .batchnorm import refresh_bn as refresh_bn
 from .ema import EMA as EMA
 from .files import load as load
 from .files import save as save
 from .mixture import Mixture as Mixture
+from .predict import predict as predict
 from .snapshots import Snapshots as Snapshots
 from .swa import SWA as SWA
 from .swag import SWAG as SWAG

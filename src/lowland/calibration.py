@@ -5,23 +5,21 @@ one line, for shapes that do not match, labels out of range, and probabilities t
 sum to one.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .probabilities import Array, checked, checked_probs
+from .probabilities import FLOOR, Array, checked
 from .selective import SelectiveRisk as SelectiveRisk
 from .selective import aupr as aupr
 from .selective import auroc as auroc
 from .selective import ood_scores as ood_scores
 from .selective import risk_threshold as risk_threshold
 from .selective import selective_risk as selective_risk
-
-# The smallest probability whose logarithm is taken: one hopeless example must not make a mean infinite.
-FLOOR = 1e-12
+from .temperature import fit_temperature as fit_temperature
+from .temperature import temper as temper
 
 
 class PrecisionRecallF1(NamedTuple):
@@ -38,7 +36,7 @@ class Reliability(NamedTuple):
     edges: Tensor  # (bins + 1,)
     confidence: Tensor  # (bins,) mean confidence
     accuracy: Tensor  # (bins,) share correct
-    count: Tensor  # type: ignore[assignment]  # (bins,) examples; hides tuple.count
+    count: Tensor  # type: ignore[assignment]  # (bins,) examples; it hides tuple.count
 
 
 class Interval(NamedTuple):
@@ -50,8 +48,7 @@ class Interval(NamedTuple):
 
 
 def accuracy(probs: Array, labels: Array) -> float:
-    """Share of examples whose most probable class is the label; of equally probable classes the first
-    counts.
+    """Share of examples whose most probable class is the label (of equally probable ones, the first).
 
     >>> accuracy([[0.9, 0.1], [0.4, 0.6]], [0, 0])
     0.5
@@ -154,56 +151,6 @@ def reliability(
     return Reliability(edges, mean(confidence), mean((predicted == y).double()), count)
 
 
-def fit_temperature(probs: Array, labels: Array) -> float:
-    """The T > 0 that minimises `nll(temper(probs, T), labels)`; fit it on validation data
-    (arXiv:1706.04599).
-
-    The loss is convex in 1/T, so its derivative is followed to its only zero by Newton steps, bisected where
-    a step leaves the bracket, to float64 precision. T is kept within [0.01, 100]: the ends are returned when
-    every prediction is right (the sharper the better) or when the probabilities are no better than chance.
-
-    >>> probs = torch.tensor([[0.9, 0.1]] * 3)                       # says 90 %, is right 2 times of 3
-    >>> round(fit_temperature(probs, [0, 0, 1]), 6)                  # log 9 / log 2
-    3.169925
-    """
-    p, y = checked(probs, labels)
-    z = p.clamp_min(FLOOR).log()
-    target = z.gather(1, y[:, None]).mean()
-    low, high = 0.01, 100.0  # of 1/T
-
-    def slope(inverse: float) -> tuple[float, float]:
-        q = torch.softmax(z * inverse, 1)
-        mean = (q * z).sum(1, keepdim=True)
-        return float(mean.mean() - target), float((q * (z - mean) ** 2).sum(1).mean())
-
-    if slope(low)[0] >= 0:
-        return 1 / low
-    if slope(high)[0] <= 0:
-        return 1 / high
-    inverse = 1.0
-    for _ in range(200):  # a guard; about ten are needed
-        value, curvature = slope(inverse)
-        low, high = (inverse, high) if value < 0 else (low, inverse)
-        step = inverse - value / curvature if curvature > 0 else low
-        proposal = step if low < step < high else math.sqrt(low * high)
-        if abs(proposal - inverse) <= 1e-15 * inverse:
-            break
-        inverse = proposal
-    return 1 / inverse
-
-
-def temper(probs: Array, temperature: float) -> Tensor:
-    """Probabilities at another temperature, `softmax(log max(p, 1e-12) / T)`: T > 1 softens, T < 1 sharpens.
-    (N, C) float64.
-
-    >>> temper([[0.9, 0.1]], 2.0)
-    tensor([[0.7500, 0.2500]], dtype=torch.float64)
-    """
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")
-    return torch.softmax(checked_probs(probs).clamp_min(FLOOR).log() / temperature, 1)
-
-
 def summary(probs: Array, labels: Array, *, bins: int = 20) -> dict[str, float]:
     """All scalar metrics at once: accuracy, macro precision, recall and F1, nll, ece (equal width), brier,
     mcc.
@@ -211,12 +158,11 @@ def summary(probs: Array, labels: Array, *, bins: int = 20) -> dict[str, float]:
     >>> list(summary([[0.9, 0.1], [0.4, 0.6]], [0, 1]))
     ['accuracy', 'precision', 'recall', 'f1', 'nll', 'ece', 'brier', 'mcc']
     """
-    parts = _Parts.of(*checked(probs, labels), bins=bins)
-    return parts.metrics(torch.ones(len(parts.labels), dtype=torch.float64))
+    return _Parts.of(*checked(probs, labels), bins=bins).of_data()
 
 
 def bootstrap(
-    metric: "Callable[[Tensor, Tensor], float]",
+    metric: Callable[[Tensor, Tensor], float],
     probs: Array,
     labels: Array,
     *,
@@ -224,8 +170,7 @@ def bootstrap(
     level: float = 0.95,
     generator: torch.Generator | None = None,
 ) -> Interval:
-    """Percentile bootstrap interval of any metric: its quantiles over resamples of the N examples (Efron,
-    1979).
+    """Percentile bootstrap interval of any metric: its quantiles over resamples of the examples (Efron, 1979).
 
     Takes the test set as a sample of possible test sets; it says nothing of other training runs. `intervals`
     does the same for all metrics of `summary` in the time of one.
@@ -235,7 +180,7 @@ def bootstrap(
     """
     p, y = checked(probs, labels)
     values = [metric(p[i], y[i]) for i in _resampled(len(y), resamples, generator)]
-    return _interval(metric(p, y), values, level)
+    return _interval(metric(p, y), torch.tensor(values, dtype=torch.float64), level)
 
 
 def intervals(
@@ -254,10 +199,35 @@ def intervals(
     Interval(value=0.75, low=0.25, high=1.0)
     """
     parts = _Parts.of(*checked(probs, labels), bins=bins)
-    n = len(parts.labels)
-    draws = [parts.metrics(torch.bincount(i, minlength=n).double()) for i in _resampled(n, resamples, generator)]
-    of_data = parts.metrics(torch.ones(n, dtype=torch.float64))
-    return {name: _interval(value, [d[name] for d in draws], level) for name, value in of_data.items()}
+    (resampled,) = _over_resamples([parts], resamples, generator)
+    return {name: _interval(value, resampled[name], level) for name, value in parts.of_data().items()}
+
+
+def differences(
+    probs: Array,
+    others: Array,
+    labels: Array,
+    *,
+    bins: int = 20,
+    resamples: int = 1000,
+    level: float = 0.95,
+    generator: torch.Generator | None = None,
+) -> dict[str, Interval]:
+    """Every metric of `summary` for `probs` minus the same for `others`, with intervals over shared resamples.
+
+    Two methods on one test set stumble over the same hard examples. Paired, that common part cancels: an interval that
+    leaves out 0 tells them apart even where their own intervals overlap.
+
+    >>> g = torch.Generator().manual_seed(0)
+    >>> differences([[0.9, 0.1]] * 4, [[0.8, 0.2]] * 4, [0, 0, 0, 1], generator=g)["accuracy"]
+    Interval(value=0.0, low=0.0, high=0.0)
+    """
+    both = [_Parts.of(*checked(p, labels), bins=bins) for p in (probs, others)]
+    if both[0].classes != both[1].classes:
+        raise ValueError(f"probs and others must have the same classes, got {both[0].classes} and {both[1].classes}")
+    first, second = (parts.of_data() for parts in both)
+    one, two = _over_resamples(both, resamples, generator)
+    return {name: _interval(first[name] - second[name], one[name] - two[name], level) for name in first}
 
 
 class _Parts(NamedTuple):
@@ -278,6 +248,9 @@ class _Parts(NamedTuple):
         which = _binned(confidence, bins, "width")[1]
         gap = (predicted == y).double() - confidence
         return cls(y, predicted, _nll(p, y), _brier(p, y), gap, which, bins, p.shape[1])
+
+    def of_data(self) -> dict[str, float]:
+        return self.metrics(torch.ones(len(self.labels), dtype=torch.float64))
 
     def metrics(self, counts: Tensor) -> dict[str, float]:
         n = counts.sum()
@@ -351,6 +324,22 @@ def _mcc(hits: Tensor, predicted: Tensor, labelled: Tensor) -> float:
     return float((hits.sum() * s - (predicted * labelled).sum()) / spread.sqrt())
 
 
+def _over_resamples(
+    several: list[_Parts], resamples: int, generator: torch.Generator | None
+) -> list[dict[str, Tensor]]:
+    """Every metric (resamples,) of several predictions for the same examples, all on the same resamples."""
+    n = len(several[0].labels)
+    draws: list[list[dict[str, float]]] = [[] for _ in several]
+    for index in _resampled(n, resamples, generator):
+        counts = torch.bincount(index, minlength=n).double()
+        for parts, values in zip(several, draws, strict=True):
+            values.append(parts.metrics(counts))
+    return [
+        {name: torch.tensor([value[name] for value in values], dtype=torch.float64) for name in values[0]}
+        for values in draws
+    ]
+
+
 def _resampled(n: int, resamples: int, generator: torch.Generator | None) -> Iterator[Tensor]:
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
@@ -359,9 +348,9 @@ def _resampled(n: int, resamples: int, generator: torch.Generator | None) -> Ite
         yield torch.randint(n, (n,), generator=generator, device=device).cpu()
 
 
-def _interval(value: float, values: list[float], level: float) -> Interval:
+def _interval(value: float, values: Tensor, level: float) -> Interval:
     if not 0 < level < 1:
         raise ValueError(f"level must lie strictly between 0 and 1, got {level}")
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.quantile(torch.tensor(values, dtype=torch.float64), ends).tolist()
+    low, high = torch.quantile(values, ends).tolist()
     return Interval(value, low, high)

@@ -7,6 +7,9 @@ from torch import Tensor
 
 Array = Tensor | ArrayLike  # what callers may pass: tensors, numpy arrays, nested lists
 
+# The smallest probability whose logarithm is taken: one hopeless example must not make a mean infinite.
+FLOOR = 1e-12
+
 
 def entropy(probs: Tensor) -> Tensor:
     """Shannon entropy of the last axis, in nats, with `0 log 0 = 0` and no epsilon.
