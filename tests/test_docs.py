@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +10,7 @@ from types import ModuleType
 import pytest
 
 import lowland
+from lowland.studies.config import from_mapping
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -38,6 +40,16 @@ def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     for line, code in blocks(path):
         # Line numbers of a traceback are those of the page.
         exec(compile("\n" * (line - 1) + code, str(path), "exec"), vars(page))
+
+
+def test_configurations_are_read() -> None:
+    pages = [
+        (path, toml) for path in PAGES for toml in re.findall(r"^```toml\n(.*?)^```", path.read_text(), re.M | re.S)
+    ]
+    assert pages
+    for path, toml in pages:
+        study = from_mapping(tomllib.loads(toml))
+        assert study.data.train, f"{page_name(path)}: the example names no file"
 
 
 def directives() -> dict[str, str]:
