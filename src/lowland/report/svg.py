@@ -1,0 +1,99 @@
+"""One look for all figures: a matplotlib figure becomes SVG text that follows the colours of the page around it.
+
+Figures are drawn in the marker colours below. `text_of` turns each into a CSS variable with a fallback, so one drawing
+serves light and dark pages. Text stays text: it takes the font of the page and can be selected, searched and read.
+"""
+
+import html
+import io
+import re
+from collections.abc import Callable
+
+import matplotlib.style
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
+SERIES = tuple(f"#0500{i:02x}" for i in range(7))
+MARKS = ("o", "s", "^", "D", "v", "P", "X")  # a series is known by its mark too, not by its colour alone
+DASHES: tuple[str, ...] = ("-", "--", ":")
+
+# Fallbacks for an SVG taken out of its page; the series are Okabe and Ito's, darkened where white paper needs it.
+_LIGHT = {INK: "#1b1f24", MUTED: "#59626d", GRID: "#d5dae0", PAPER: "#ffffff"} | dict(
+    zip(SERIES, ("#0072b2", "#d55e00", "#008a64", "#b0508c", "#a67c00", "#2f9fd6", "#6a5acd"), strict=True)
+)
+_NAMES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
+    colour: f"--c{i}" for i, colour in enumerate(SERIES)
+}
+_STYLE: dict[str, object] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lowland",
+    "text.parse_math": False,  # a `$` in a tensor's name or a label is a dollar
+    "font.size": 10,
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "path.simplify_threshold": 0.3,
+}
+
+
+def series(i: int) -> tuple[str, str, str]:
+    """Colour, mark and dash of series i; seven colours, then mark and dash shift."""
+    return SERIES[i % 7], MARKS[(i + i // 7) % 7], DASHES[i // 7 % 3]
+
+
+def text_of(draw: Callable[[Figure], None], size: tuple[float, float], name: str, title: str, alt: str) -> str:
+    """SVG text of what `draw` puts on a figure of `size` inches.
+
+    `name` starts every id of the drawing, so figures with different names can stand in one page. `title` and `alt` name
+    and describe the figure for readers who do not see it.
+    """
+    # "default" first: a reader's own matplotlibrc must not change the report
+    with matplotlib.style.context(["default", _STYLE], after_reset=True):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return _clean(file.getvalue(), name, title, alt)
+
+
+def _clean(text: str, name: str, title: str, alt: str) -> str:
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # matplotlib's `*{...}` would style the whole page once the drawing stands in it
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
+    box = re.search(r'viewBox="([^"]+)"', text)
+    assert box is not None  # matplotlib always writes one
+    head = (
+        f'<svg class="plot" role="img" aria-label="{html.escape(alt)}" viewBox="{box[1]}">'
+        f"<title>{html.escape(title)}</title>"
+    )
+    text = head + text[text.index(">") + 1 :]
+    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)
+    text = re.sub(r"url\(#", f"url(#{name}-", text).replace('xlink:href="#', f'href="#{name}-')
+    text = re.sub(r"font-family: [^;\"]+;? ?", "", text)
+    text = re.sub(r' transform="rotate\(-0 [^)]*\)"', "", text)
+    for colour, variable in _NAMES.items():
+        text = text.replace(colour, f"var({variable}, {_LIGHT[colour]})")
+    shorter = lambda m: re.sub(r"-?\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", m[0])  # noqa: E731
+    text = re.sub(r' (?:d|x|y|points|transform|width|height)="[^"]*"', shorter, text)
+    return re.sub(r">\s+<", "><", re.sub(r"\s*\n\s*", " ", text)).strip()
