@@ -116,8 +116,8 @@ def test_sawtooth_paper_form() -> None:
 
 
 def test_swa_linear_is_constant_within_an_epoch() -> None:
-    seen = rates(swa_linear(16 * 7, 0.1, steps_per_epoch=7), 0.1, 20 * 7)
-    expected = [released.swa_script(step // 7, 16, 0.01, 0.1) for step in range(20 * 7)]
+    seen = rates(swa_linear(126 * 3, 0.1, steps_per_epoch=3), 0.1, 150 * 3)
+    expected = [released.swa_script(step // 3, 126, 0.01, 0.1) for step in range(150 * 3)]
     assert seen == pytest.approx(expected, rel=1e-12)
 
 

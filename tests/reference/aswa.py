@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Judge = Callable[[float], float]
 
@@ -24,35 +23,37 @@ def intended(path: list[float], score: Judge) -> list[tuple[str, float, int]]:
     return told
 
 
-def cleared_count(path: list[float], score: Judge) -> float:
-    """The final average when a hard update empties the list of models.
+def cleared_count(path: list[float], score: Judge, accepts: Callable[[float, float], bool]) -> float:
+    """The final average when a hard update empties the list of models, with a rollback that works.
 
-    dice-group/aswa@3039db5, ddp_train.py line 222: the model that was just taken weighs nothing in the next average.
+    The model that was just taken weighs nothing in the next average. So do dice-group/aswa@3039db5, ddp_train.py line
+    222, which accepts by `>=`, and dicee/weight_averaging.py@12d82ef of dice-group/dice-embeddings, by `>`.
     """
     average, n, best = path[0], 1, score(path[0])
     for running in path[1:]:
         ahead = (n * average + running) / (n + 1)
         if score(running) > score(ahead) and score(running) > best:
             average, n, best = running, 0, score(running)
-        elif score(ahead) > best:
+        elif accepts(score(ahead), best):
             average, n, best = ahead, n + 1, score(ahead)
     return average
 
 
-def train_script(path: list[float], score: Judge, *, remember: Callable[[Tensor], Tensor]) -> float:
+def train_script(path: list[float], score: Judge, remember: Callable[[nn.Module], dict[str, Tensor]]) -> float:
     """The final average of the script without hard updates, which scores the provisional average in the live model.
 
     dice-group/aswa@3039db5, ddp_train.py lines 202 and 232 (train.py has the same): what is remembered before the
-    provisional weights are loaded is `model.state_dict()`, which holds the live tensors. `remember` says what is kept:
-    ``lambda live: live`` as released, ``torch.clone`` as meant.
+    provisional weights are loaded is `model.state_dict()`, which holds the live tensors.
     """
-    live, n = torch.tensor(path[0], dtype=torch.float64), 1
+    model = nn.Linear(1, 1, bias=False).double()
+    weight, n = model.weight.detach(), 1
+    weight.fill_(path[0])
     for running in path[1:]:
-        before = score(live.item())
-        remembered = remember(live)
-        live.copy_((n * live + running) / (n + 1))
-        if score(live.item()) >= before:
+        before = score(weight.item())
+        remembered = remember(model)
+        model.load_state_dict({"weight": (n * weight + running) / (n + 1)})
+        if score(weight.item()) >= before:
             n += 1
         else:
-            live.copy_(remembered)
-    return live.item()
+            model.load_state_dict(remembered)
+    return weight.item()
