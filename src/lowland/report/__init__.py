@@ -36,7 +36,7 @@ def write(run_folder: Path) -> Path:
     path = run_folder / "report.html"
     handle, name = tempfile.mkstemp(dir=run_folder, prefix=".report-", suffix=".html")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -59,7 +59,6 @@ def render(run: Run) -> str:
 
 
 def _figures(run: Run) -> dict[str, Any]:
-    limits = _limits(run)
     curves = {}
     for method in _RISK:
         each = [calibration.selective_risk(probs, run.labels) for probs in run.probs[method]]
@@ -81,8 +80,8 @@ def _figures(run: Run) -> dict[str, Any]:
             ("adamw", Markup(plots.history(run.history, "adamw", top, _branch(run), "history-adamw"))),
             ("swag", Markup(plots.history(run.history, "swag", top, None, "history-swag"))),
         ],
-        "head_one": Markup(plots.head(run.samples, run.means, run.weight_names, limits, 0, "head-one")),
-        "head_all": Markup(plots.head(run.samples, run.means, run.weight_names, limits, None, "head-all")),
+        "head_one": Markup(plots.head(run.samples, run.means, run.weight_names, 0, "head-one")),
+        "head_all": Markup(plots.head(run.samples, run.means, run.weight_names, None, "head-all")),
         "risk_plot": Markup(plots.selective_risk(curves, "risk")),
         "risk_at": [
             (method, [f"{plots.at(curve, coverage):.1%}" for coverage in (0.5, 0.8, 1.0)])
@@ -104,14 +103,6 @@ def _reliability(run: Run, method: str, name: str) -> str:
         run.probs[method].reshape(-1, classes), np.tile(run.labels, members), bins=tables.bins(run)
     )
     return plots.reliability(bins, classes, method, run.metrics["methods"][method]["ece"]["value"], name)
-
-
-def _limits(run: Run) -> np.ndarray[Any, Any]:
-    """Axis limits (2, 2) that hold every sample of every member, the same for both scatters so that they compare."""
-    points = run.samples.reshape(-1, 2).astype(np.float64)
-    low, high = points.min(0), points.max(0)
-    margin = np.maximum(0.05 * (high - low), 1e-9)
-    return np.stack([low - margin, high + margin], 1)
 
 
 def _loss_top(run: Run) -> float:

@@ -114,7 +114,8 @@ def history(members: Sequence[Mapping[str, Any]], phase: str, top: float, branch
         axes.plot([], [], "o", color=MUTED, markersize=5, label="validation NLL")
         if branch is not None and members and members[0][phase]["step"]:
             step = branch * members[0][phase]["step"][-1]
-            axes.axvline(step, color=MUTED, linestyle=DASHES[1], linewidth=1.2, label="SWAG starts")
+            axes.axvline(step, color=MUTED, linestyle=DASHES[1], linewidth=1.2)
+            axes.text(step, 0.98 * top, " SWAG starts", color=INK, fontsize=9, va="top")
         axes.set_ylim(0, top)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel(f"step of the {title}")
@@ -131,7 +132,7 @@ def history(members: Sequence[Mapping[str, Any]], phase: str, top: float, branch
     return text_of(draw, size, name, title, f"Training loss in the {title}: {'; '.join(ends)}.")
 
 
-def head(samples: Floats, means: Floats, names: tuple[str, str], limits: Floats, only: int | None, name: str) -> str:
+def head(samples: Floats, means: Floats, names: tuple[str, str], only: int | None, name: str) -> str:
     """Samples (M, S, 2) of two weights: of all members in colours, or of one (`only`) with its 2-sigma ellipse."""
     shown = range(len(samples)) if only is None else [only]
 
@@ -153,8 +154,6 @@ def head(samples: Floats, means: Floats, names: tuple[str, str], limits: Floats,
                 markeredgewidth=1.2,
                 label=f"member {i}",
             )
-        axes.set_xlim(*limits[0])
-        axes.set_ylim(*limits[1])
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("first weight")
