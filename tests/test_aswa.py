@@ -283,6 +283,17 @@ def test_loading_under_another_score_names_both() -> None:
         ASWA(other).load_state_dict(run(PATH).state_dict())
 
 
+@pytest.mark.parametrize("scalars", [{}, {"action": ["first"], "running": [], "ahead": [None], "averaged": [1]}])
+def test_a_damaged_trace_changes_nothing(scalars: dict[str, list[object]]) -> None:
+    average = run(PATH[:3])
+    damaged = {**run(PATH).state_dict(), "scalars": scalars}
+    with pytest.raises(
+        ValueError, match="must hold lists of one length under .*'action', 'running', 'ahead', 'averaged'"
+    ):
+        average.load_state_dict(damaged)
+    assert (average.mean()["w"].item(), average.count, average.averaged) == (5.5, 3, 2)
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="score must be a function from weights to a number, got None"):
         ASWA(None)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -206,6 +207,10 @@ def test_loading_under_another_decay_names_both(
         EMA(loaded).load_state_dict(average.state_dict())
 
 
+def test_a_numpy_number_is_a_number() -> None:
+    assert EMA(np.float32(0.5)).settings == {"decay": 0.5}  # type: ignore[arg-type]
+
+
 def test_schedules_are_values() -> None:
     assert Warmup(0.9) == Warmup(0.9) and hash(Power(2.0)) == hash(Power(2.0))
     assert eval(repr(Warmup(0.9))) == Warmup(0.9)
@@ -221,6 +226,7 @@ def test_schedules_are_values() -> None:
         (lambda: EMA(-0.1), r"decay must lie in \[0, 1\], got -0.1"),
         (lambda: EMA(math.nan), r"decay must lie in \[0, 1\], got nan"),
         (lambda: EMA("0.9"), "decay must be a number or a function of the count, got '0.9'"),  # type: ignore[arg-type]
+        (lambda: EMA(True), "decay must be a number or a function of the count, got True"),
         (lambda: EMA(None), "decay must be a number or a function of the count, got None"),  # type: ignore[arg-type]
         (lambda: Warmup(1.5), r"decay must lie in \[0, 1\], got 1.5"),
         (lambda: Warmup(0.9, gamma=0.0), "gamma must be positive, got 0.0"),

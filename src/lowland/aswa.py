@@ -100,7 +100,9 @@ class ASWA(Averager):
         return {field: [getattr(decision, field) for decision in self.trace] for field in Decision._fields}
 
     def _set_scalars(self, scalars: Settings) -> None:
-        columns = (scalars[field] for field in Decision._fields)
+        columns = [scalars.get(field, ()) for field in Decision._fields]
+        if len({len(column) for column in columns}) > 1 or not scalars:
+            raise ValueError(f"the state of ASWA must hold lists of one length under {Decision._fields}, got {scalars}")
         self.trace = [Decision(*row) for row in zip(*columns, strict=True)]
 
     def _allocate(self, like: Slot) -> dict[str, Slot]:

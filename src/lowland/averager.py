@@ -159,12 +159,13 @@ class Averager(ABC):
                     raise ValueError(f"the state lacks the slot {slot!r}, it has {sorted(slots)}")
                 check_same(self._slots[slot], slots[slot], what=f"loading the slot {slot!r} of {state['class']}")
         # DCP and torch.load may hand back the very tensors we would go on writing into: keep copies.
-        self._slots = {
+        taken = {
             slot: {name: self._home(tensor).clone() for name, tensor in tensors.items()}
             for slot, tensors in slots.items()
         }
-        self.count = count
+        # First of the three, as a method may refuse damaged scalars.
         self._set_scalars(dict(state.get("scalars", {})))
+        self._slots, self.count = taken, count
 
     def __repr__(self) -> str:
         shown = {**self.settings, "select": select_name(self.select)}

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -150,7 +150,7 @@ class EMA(Averager):
         check_finite: bool = True,
     ) -> None:
         super().__init__(select=select, device=device, check_finite=check_finite)
-        if isinstance(decay, str) or not (callable(decay) or isinstance(decay, float | int)):
+        if isinstance(decay, bool) or not (callable(decay) or isinstance(decay, SupportsFloat)):
             raise ValueError(
                 f"decay must be a number or a function of the count, got {decay!r}; a file holds only the name of a "
                 "function of your own: pass it again with decay="
