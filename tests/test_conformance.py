@@ -131,6 +131,8 @@ def test_a_failed_update_changes_nothing(method: Method) -> None:
         averager.update({**path[3], "scale": torch.ones(2)})
     with pytest.raises(ValueError, match="empty mapping"):
         averager.update({})
+    with pytest.raises(ValueError, match=r"\['scale'\] are complex"):
+        averager.update({**path[3], "scale": torch.tensor(1j)})
     with pytest.raises(ValueError, match="wants a torch Module or a mapping"):
         averager.update([torch.ones(1)])  # type: ignore[arg-type]
     assert_same_state(averager, reference)

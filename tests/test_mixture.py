@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowland import SWA, SWAG, Mixture
+from lowland import SWA, SWAG, Mixture, Snapshots
 from lowland.averager import draws, members_of
 
 from .problems import walk
@@ -102,6 +102,14 @@ def test_streamed_draws_equal_the_stacked_ones() -> None:
     streamed = list(draws(mixture, 5, torch.Generator().manual_seed(4)))
     for index, weights in enumerate(streamed):
         assert all(torch.equal(weights[name], stacked[name][index]) for name in weights)
+
+
+def test_a_finite_component_keeps_its_even_shares() -> None:
+    ring = Snapshots(4)
+    for weights in points(4):
+        ring.update(weights)
+    drawn = Mixture([ring]).sample(8, generator=torch.Generator().manual_seed(0))["w"].flatten()
+    assert torch.bincount(drawn.long()).tolist() == [2, 2, 2, 2]
 
 
 def test_nested_mixtures() -> None:

@@ -180,7 +180,7 @@ class Averager(ABC):
 
     def _read(self, model_or_weights: nn.Module | Weights) -> dict[str, Tensor]:
         if isinstance(model_or_weights, nn.Module):
-            return weights_of(model_or_weights, self.select)
+            return _real(weights_of(model_or_weights, self.select))
         if not isinstance(model_or_weights, Mapping):
             raise ValueError(
                 f"update wants a torch Module or a mapping from names to tensors, got {type(model_or_weights).__name__}"
@@ -190,7 +190,7 @@ class Averager(ABC):
         strangers = [name for name, tensor in model_or_weights.items() if not isinstance(tensor, Tensor)]
         if strangers:
             raise ValueError(f"update wants tensors, got something else under {strangers[:5]}")
-        return {name: tensor.detach() for name, tensor in model_or_weights.items()}
+        return _real({name: tensor.detach() for name, tensor in model_or_weights.items()})
 
     def _home(self, tensor: Tensor) -> Tensor:
         return tensor if self.device is None else tensor.to(self.device)
@@ -217,6 +217,13 @@ class Averager(ABC):
                 f"the state of {type(self).__name__} was made under other hyper-parameters: {', '.join(differ)}; "
                 "build the averager with the state's values"
             )
+
+
+def _real(weights: Slot) -> Slot:
+    complex_ones = [name for name, tensor in weights.items() if tensor.is_complex()]
+    if complex_ones:
+        raise ValueError(f"{complex_ones[:5]} are complex: pass torch.view_as_real of them, or leave them out")
+    return weights
 
 
 @runtime_checkable

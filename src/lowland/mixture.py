@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .averager import COMPOSITES, Averager, Drawable, Posterior, members_of
+from .averager import COMPOSITES, Averager, Drawable, Posterior, draws, members_of
 from .weights import Weights, check_same, clone_of
 
 
@@ -98,8 +98,10 @@ class Mixture:
         for index in order[: n % len(shares)].tolist():
             shares[index] += 1
         for component, share in zip(self.components, shares, strict=True):
-            for _ in range(share):
-                yield component.sample(generator=generator) if isinstance(component, Posterior) else _point(component)
+            if share and isinstance(component, Posterior):
+                yield from draws(component, share, generator)
+            else:
+                yield from (_point(component) for _ in range(share))
 
     def log_prob(self, weights: Weights) -> float:
         """Return the log-density of `weights` in nats.
