@@ -109,6 +109,12 @@ def test_equal_to_sklearn(classes: int) -> None:
     assert c.nll(probs, labels) == pytest.approx(metrics.log_loss(y, probs.numpy(), labels=range(classes)), abs=1e-9)
 
 
+def test_a_class_that_neither_occurs_nor_is_predicted_is_left_out_of_macro_averages() -> None:
+    two = c.macro_precision_recall_f1([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]], [0, 1, 1])
+    three = c.macro_precision_recall_f1([[0.9, 0.1, 0.0], [0.8, 0.2, 0.0], [0.4, 0.6, 0.0]], [0, 1, 1])
+    assert two == three == pytest.approx((0.75, 0.75, 2 / 3))
+
+
 def test_mcc_is_zero_where_it_is_undefined() -> None:
     assert c.mcc([[0.9, 0.1], [0.8, 0.2]], [0, 1]) == 0.0  # one class predicted
     assert c.mcc([[0.9, 0.1], [0.2, 0.8]], [0, 0]) == 0.0  # one class labelled
