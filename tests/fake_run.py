@@ -152,7 +152,8 @@ def build(folder: Path, *, members: int = 3, classes: int = 2, texts: int = 300)
             "n_validation": 100,
             "n_train": 600,
             "labels": names,
-            "verdict": "MultiSWAG has the lowest NLL (0.324, base 0.520); the <accuracies> of all methods overlap.",
+            "verdict": "MultiSWAG has the lowest NLL (0.324, base 0.520); the <accuracies> of all methods "
+            "overlap. Another sentence says how far that goes.",
         },
     )
     phases: list[dict[str, Any]] = [{"member": None, "phase": "prepare", "seconds": 6.5}]

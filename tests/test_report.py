@@ -106,7 +106,8 @@ def test_texts_of_strangers_stay_texts(page: str, outline: Outline) -> None:
     assert page.count("<main>") == page.count("</main>") == page.count("<h1>") == 1
     joined = "".join(outline.texts)
     assert "{{ 7 * 7 }}" in joined and "49" not in [text.strip() for text in outline.texts]
-    assert "the <accuracies> of all methods" in joined
+    assert "the <accuracies> of all methods overlap." in joined
+    assert "Another sentence says how far that goes." in joined
 
 
 def test_all_methods_and_one_best_per_column(outline: Outline) -> None:

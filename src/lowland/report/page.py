@@ -38,6 +38,7 @@ def render(run: Run) -> str:
         lower=tables.LOWER,
         metric_meanings=tables.METRIC_MEANINGS,
         meanings=tables.MEANINGS,
+        verdict=[part.strip() for part in run.metrics["verdict"].partition(". ") if part.strip(". ")],
         rows=tables.results(run),
         overlap=tables.overlap_sentences(run),
         paired=tables.PAIRED,
@@ -113,7 +114,7 @@ def _loss_top(run: Run) -> float:
             _, losses = plots.blocks(member[phase]["step"], member[phase]["loss"], 60)
             _, validation = plots.validation_points(member[phase])
             highest += [*losses, *validation[np.isfinite(validation)]]
-    return float(max(highest)) * 1.05
+    return float(max(highest)) * 1.15
 
 
 def _branch(run: Run) -> float | None:

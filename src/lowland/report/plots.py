@@ -192,7 +192,7 @@ def selective_risk(curves: Mapping[str, SelectiveRisk], name: str) -> str:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_xlabel("texts answered, the most certain first")
         axes.set_ylabel("wrong among the answered")
-        axes.legend(loc="upper left", handlelength=2.6)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, columnspacing=1.2)
 
     said = "; ".join(
         f"{method} {at(curve, 0.5):.1%} wrong at half of the texts, {at(curve, 0.8):.1%} at 80%, {at(curve, 1.0):.1%} "
