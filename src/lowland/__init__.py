@@ -1,5 +1,9 @@
 """Averaged weights, Gaussian posteriors over weights, and what to do with them."""
 
+from . import calibration as calibration
+from . import cycles as cycles
+from . import soup as soup
+from . import weights as weights
 from .aswa import ASWA as ASWA
 from .batchnorm import refresh_bn as refresh_bn
 from .ema import EMA as EMA
