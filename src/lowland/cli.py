@@ -232,12 +232,12 @@ def _run_study(study: Any, folder: Path, resume: bool, as_json: bool) -> None:
 
 
 def _report(folder: Path) -> Path | None:
+    from .report import write
+
     try:
-        from .report import write
-    except ImportError:
+        return write(folder)
+    except ImportError:  # of the extra, which only the writing needs
         return None
-    page: Path = write(folder)
-    return page
 
 
 def _table(metrics: dict[str, Any], members: int, level: float) -> Table:
@@ -311,5 +311,10 @@ class _Bars:
 def _bars() -> Iterator[_Bars]:
     columns: tuple[Callable[[], Any], ...] = (SpinnerColumn, BarColumn, TimeElapsedColumn, TimeRemainingColumn)
     parts = [columns[0](), TextColumn("{task.description}"), *(column() for column in columns[1:])]
-    with Progress(*parts, TextColumn("left"), console=err, transient=True) as bars:
+    # Where nobody watches, only the lines of finished stages are printed.
+    with Progress(*parts, TextColumn("left"), console=err, transient=True, disable=not err.is_terminal) as bars:
         yield _Bars(bars)
+
+
+if __name__ == "__main__":
+    main()

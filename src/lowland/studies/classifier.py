@@ -83,12 +83,12 @@ class AdaptedClassifier:
         self.merged = copy.deepcopy(classifier, shared).eval().requires_grad_(False)
         config = LoraConfig(
             r=lora.rank,
-            lora_alpha=lora.alpha,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]
             lora_dropout=lora.dropout,
             target_modules=list(self.paths),
             modules_to_save=["head"],
         )
-        self.model: nn.Module = get_peft_model(classifier, config)  # type: ignore[arg-type]
+        self.model: nn.Module = get_peft_model(classifier, config)
         if self.lowest > 0:
             for half in (self.merged, classifier):
                 skip_lower_layers(half, self.lowest)

@@ -22,7 +22,7 @@ class Data:
     text: str = "text"  # column of own files
     label: str = "label"
     train_texts: int = 600
-    validation_texts: int = 400
+    validation_texts: int = 300
     test_texts: int = 800
     validation_share: float = 0.1  # of the training file, where all of it is used and no validation file is given
     test_share: float = 0.2  # of the training file, where no test file is given
@@ -61,7 +61,7 @@ class Training:
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
     clip: float = 1.0  # of the gradient's norm, in both phases
-    monitor_texts: int = 200  # of the validation texts, looked at after every epoch
+    monitor_texts: int = 150  # of the validation texts, looked at after every epoch
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Files of a run folder: written beside their place, flushed and renamed, so that a crash leaves them whole or absent."""
+"""Files of a run folder: written beside their place, flushed and renamed, so a crash leaves them whole or absent."""
 
 from __future__ import annotations
 

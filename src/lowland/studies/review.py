@@ -19,7 +19,7 @@ from .folder import read_arrays, read_json, write_rows
 from .progress import Progress, Silent
 from .text import read_study
 from .tokens import tokenise
-from .training import class_probabilities, quiet, stream
+from .training import class_probabilities, own_randomness, quiet, stream
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def review_texts(folder: Path, texts: Sequence[str], risk: float = 0.05, progres
     known = read_arrays(folder / "probabilities.npz")
     threshold = risk_threshold(known["validation_multiswag"], known["validation_labels"], risk)
     mixture: Mixture = load(folder / "posterior.safetensors")
-    with quiet():
+    with quiet(), own_randomness():
         encoder, tokenizer, _ = load_encoder(study.model)
         tokens = tokenise(tokenizer, texts, study.model.max_length)
         size = study.evaluation.batch_size

@@ -31,7 +31,7 @@ from .folder import require_space, write_arrays, write_bytes, write_json, write_
 from .member import STEP_COST, Corpora, Member
 from .progress import Progress, Silent
 from .tokens import tokenise
-from .training import quiet, stream
+from .training import own_randomness, quiet, stream
 
 POINTS = 300  # draws of two weights of the head, for the scatter plot
 PACKAGES = ("lowland", "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "safetensors")
@@ -53,7 +53,7 @@ def run_text_study(
     progress = Silent() if progress is None else progress
     _check_folder(study, folder, resume)
     require_space(folder, 50 + 5 * len(study.training.seeds))
-    with quiet():
+    with quiet(), own_randomness():
         begun = time.perf_counter()
         splits = load_splits(study.data)
         encoder, tokenizer, home = load_encoder(study.model)
