@@ -51,8 +51,16 @@ def write_encoder(folder: Path, kind: str = "bert", layers: int = 2) -> Path:
 
 
 def random_encoder(kind: str, vocabulary: int, layers: int) -> Any:
-    from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, ElectraConfig, ElectraModel
-    from transformers import RobertaConfig, RobertaModel
+    from transformers import (
+        BertConfig,
+        BertModel,
+        DistilBertConfig,
+        DistilBertModel,
+        ElectraConfig,
+        ElectraModel,
+        RobertaConfig,
+        RobertaModel,
+    )
 
     if kind == "distilbert":
         return DistilBertModel(

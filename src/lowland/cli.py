@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -219,7 +220,7 @@ def _run_study(study: Any, folder: Path, resume: bool, as_json: bool) -> None:
         _print_json({"folder": str(folder), **metrics})
         return
     timings = read_json(folder / "timings.json")
-    out.print(_table(metrics, len(study.training.seeds), study.evaluation.level))
+    out.print(_table(metrics, len(study.training.seeds), study.evaluation.level, out.width))
     _say(metrics["verdict"])
     cost = timings["sampling"]
     _say(
@@ -240,23 +241,30 @@ def _report(folder: Path) -> Path | None:
         return None
 
 
-def _table(metrics: dict[str, Any], members: int, level: float) -> Table:
+def _table(metrics: dict[str, Any], members: int, level: float, width: int) -> Table:
     shown = ("precision", "recall", "f1", "accuracy", "nll", "ece", "brier")
+    wide = width >= 110
     heads = ("macro P", "macro R", "macro F1", "accuracy", "NLL", "ECE", "Brier")
+    # On a narrow screen the ends of an interval stand below each other.
+    heads = heads if wide else ("P", "R", "F1", "acc.", "NLL", "ECE", "Brier")
+    between = "-" if wide else "\n"
     table = Table(
         title=f"{members} members, {metrics['n_train']} training, {metrics['n_test']} test texts",
-        caption=f"below each value its {level:.0%} bootstrap interval over test texts; "
-        "rows of one model are means over members",
+        caption=f"{'' if wide else 'P, R, F1: macro averages; '}below each value its {level:.0%} bootstrap interval "
+        "over test texts; rows of one model are means over members",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1) if wide else (0, 1, 0, 0),
+        show_lines=not wide,
     )
     table.add_column("method", no_wrap=True)
     for head in heads:
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", no_wrap=True)
     for method, values in metrics["methods"].items():
-        style = "bold" if method == "MultiSWAG" else ""
-        cells = [
-            f"{values[m]['value']:.3f}\n[dim]{_short(values[m]['low'])}-{_short(values[m]['high'])}[/]" for m in shown
-        ]
-        table.add_row(method, *cells, style=style)
+        cells = (
+            f"{values[m]['value']:.3f}\n[dim]{_short(values[m]['low'])}{between}{_short(values[m]['high'])}[/]"
+            for m in shown
+        )
+        table.add_row(method, *cells, style="bold" if method == "MultiSWAG" else "")
     return table
 
 

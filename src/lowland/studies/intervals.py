@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..calibration import FLOOR, summary
+from ..calibration import summary
+from ..probabilities import FLOOR
 
 METRICS = ("accuracy", "precision", "recall", "f1", "nll", "ece", "brier", "mcc")
 Values = dict[str, NDArray[np.float64]]  # each metric in every resample

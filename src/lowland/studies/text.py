@@ -1,7 +1,8 @@
 """The text study: from a configuration to a run folder with the numbers of eight methods.
 
 Every stage leaves files in RUN/stages and is not repeated; a killed study goes on with the first stage that is missing
-and ends with the same numbers, since every stage takes its randomness from the configuration alone.
+and ends with the same numbers, since every stage takes its randomness from the configuration alone. That holds for one
+machine and one number of threads; both stand in versions.json.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .classifier import AdaptedClassifier, adapt, load_encoder
 from .comparison import COMBINED, TRAINED, Compared, Predictions, compare
 from .config import TextStudy, differences, from_mapping, to_toml
 from .datasets import Splits, load_splits
-from .folder import require_space, write_arrays, write_bytes, write_json, write_rows
+from .folder import read_json, require_space, write_arrays, write_bytes, write_json, write_rows
 from .member import STEP_COST, Corpora, Member
 from .progress import Progress, Silent
 from .tokens import tokenise
@@ -52,6 +53,9 @@ def run_text_study(
     """
     progress = Silent() if progress is None else progress
     _check_folder(study, folder, resume)
+    if (folder / "metrics.json").exists():  # written last
+        metrics: dict[str, Any] = read_json(folder / "metrics.json")
+        return metrics
     require_space(folder, 50 + 5 * len(study.training.seeds))
     with quiet(), own_randomness():
         begun = time.perf_counter()

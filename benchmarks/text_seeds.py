@@ -1,0 +1,124 @@
+"""The demo over several seeds: each with its own training texts, validation texts and members; the test texts stay.
+
+Measured: mean and standard deviation over seeds of every metric of the eight methods, each seed's value, and the paired
+differences MultiSWAG minus each baseline with the number of seeds in which MultiSWAG is better.
+Run: python benchmarks/text_seeds.py [SEED ...]; default 0 1 2 3 4. Finished seeds are not repeated (runs/demo-seed-N).
+Results: benchmarks/results/text_seeds.json and .md. Losing results stay in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+SEEDS = [int(seed) for seed in sys.argv[1:]] or [0, 1, 2, 3, 4]
+RESULTS = Path(__file__).parent / "results"
+METRICS = ("accuracy", "precision", "recall", "f1", "nll", "ece", "brier", "mcc")
+LOWER_IS_BETTER = {"nll", "ece", "brier"}
+SHOWN = ("f1", "accuracy", "nll", "ece", "brier")
+
+
+def run(seed: int) -> dict[str, Any]:
+    folder = Path("runs") / f"demo-seed-{seed}"
+    if not (folder / "metrics.json").exists():
+        command = [sys.executable, "-m", "lowland.cli", "demo", "--seed", str(seed), "--out", str(folder), "--resume"]
+        subprocess.run(command, check=True)
+    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics["seconds"] = json.loads((folder / "timings.json").read_text(encoding="utf-8"))["total_seconds"]
+    return metrics
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "sd": sd, "n": len(values), "values": values}
+
+
+def gathered(runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    methods = list(next(iter(runs.values()))["methods"])
+    value = {
+        method: {metric: [one["methods"][method][metric]["value"] for one in runs.values()] for metric in METRICS}
+        for method in methods
+    }
+    differences: dict[str, Any] = {}
+    for method in methods:
+        if method == "MultiSWAG":
+            continue
+        differences[method] = {}
+        for metric in METRICS:
+            gaps = [
+                ours - theirs for ours, theirs in zip(value["MultiSWAG"][metric], value[method][metric], strict=True)
+            ]
+            sign = -1 if metric in LOWER_IS_BETTER else 1
+            differences[method][metric] = {**spread(gaps), "wins": sum(sign * gap > 0 for gap in gaps)}
+    return {
+        "seeds": list(runs),
+        "methods": {m: {metric: spread(values) for metric, values in own.items()} for m, own in value.items()},
+        "multiswag_minus": differences,
+        "seconds": {str(seed): round(one["seconds"], 1) for seed, one in runs.items()},
+        "texts": {key: next(iter(runs.values()))[key] for key in ("n_train", "n_validation", "n_test")},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: version(name) for name in ("lowland", "torch", "transformers", "peft")},
+        "date": date.today().isoformat(),
+        "command": "python benchmarks/text_seeds.py " + " ".join(map(str, runs)),
+    }
+
+
+def page(found: dict[str, Any]) -> str:
+    def cell(entry: dict[str, Any], sign: str = "") -> str:
+        sd = "" if entry["sd"] is None else f" ± {entry['sd']:.3f}"
+        return f"{entry['mean']:{sign}.3f}{sd}"
+
+    texts = found["texts"]
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    lines = [
+        f"# The demo over {len(found['seeds'])} seeds",
+        "",
+        f"Mean ± standard deviation over n = {len(found['seeds'])} seeds ({', '.join(map(str, found['seeds']))}); "
+        f"{texts['n_train']} training, {texts['n_validation']} validation, {texts['n_test']} test texts, "
+        "the same test texts for every seed.",
+        f"{found['machine']}; {versions}; {found['date']}; `{found['command']}`.",
+        "",
+        "| method | " + " | ".join(SHOWN) + " |",
+        "|---|" + "---|" * len(SHOWN),
+    ]
+    for method, own in found["methods"].items():
+        lines.append(f"| {method} | " + " | ".join(cell(own[metric]) for metric in SHOWN) + " |")
+    lines += [
+        "",
+        "MultiSWAG minus the method, paired by seed; in brackets the seeds in which MultiSWAG is better.",
+        "",
+        "| minus | " + " | ".join(SHOWN) + " |",
+        "|---|" + "---|" * len(SHOWN),
+    ]
+    for method, own in found["multiswag_minus"].items():
+        cells = (f"{cell(own[m], '+')} ({own[m]['wins']} of {own[m]['n']})" for m in SHOWN)
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    lines += ["", "| seed | " + " | ".join(f"{m} of MultiSWAG" for m in SHOWN) + " | minutes |", "|---|" + "---|" * 6]
+    ours = found["methods"]["MultiSWAG"]
+    for index, seed in enumerate(found["seeds"]):
+        values = " | ".join(f"{ours[metric]['values'][index]:.3f}" for metric in SHOWN)
+        lines.append(f"| {seed} | {values} | {found['seconds'][str(seed)] / 60:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    runs: dict[int, dict[str, Any]] = {}
+    RESULTS.mkdir(exist_ok=True)
+    for seed in SEEDS:
+        runs[seed] = run(seed)
+        found = gathered(runs)
+        (RESULTS / "text_seeds.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        (RESULTS / "text_seeds.md").write_text(page(found), encoding="utf-8")
+    print(page(found))
+
+
+if __name__ == "__main__":
+    main()
