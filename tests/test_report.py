@@ -15,7 +15,7 @@ pytest.importorskip("jinja2", reason="the report needs lowland[plot]")
 
 from lowland import report
 
-VOID = {"meta", "br", "img", "input", "hr", "link"}
+VOID = {"wbr", "meta", "br", "img", "input", "hr", "link"}
 
 
 class Outline(HTMLParser):

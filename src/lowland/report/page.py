@@ -5,7 +5,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from .. import calibration
 from . import plots, tables
@@ -48,6 +48,7 @@ def render(run: Run) -> str:
             "uncertain": tables.uncertain(run.texts),
             "wrong": tables.confidently_wrong(run.texts),
         },
+        breakable=_breakable,
         shortened=tables.shortened,
         number=tables.number,
         listed=tables.listed,
@@ -121,6 +122,11 @@ def _branch(run: Run) -> float | None:
     """Share of the AdamW phase after which the SWAG phase starts, if the configuration says it."""
     start, epochs = run.settings.get("swag", {}).get("start"), run.settings.get("training", {}).get("epochs")
     return start / epochs if isinstance(start, int) and isinstance(epochs, int) and epochs > 0 else None
+
+
+def _breakable(name: str) -> Markup:
+    """A dotted name that may go on in the next line after a dot or an underscore."""
+    return Markup(str(escape(name)).replace(".", ".<wbr>").replace("_", "_<wbr>"))
 
 
 def _temperature(run: Run) -> str:

@@ -115,7 +115,7 @@ def history(members: Sequence[Mapping[str, Any]], phase: str, top: float, branch
         if branch is not None and members and members[0][phase]["step"]:
             step = branch * members[0][phase]["step"][-1]
             axes.axvline(step, color=MUTED, linestyle=DASHES[1], linewidth=1.2)
-            axes.text(step, 0.98 * top, " SWAG starts", color=INK, fontsize=9, va="top")
+            axes.annotate("SWAG starts", (step, 0.98 * top), (4, 0), textcoords="offset points", va="top", fontsize=9)
         axes.set_ylim(0, top)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel(f"step of the {title}")
