@@ -11,6 +11,8 @@ import dataclasses
 import json
 import os
 import platform
+import re
+import shutil
 import sys
 from datetime import date
 from pathlib import Path
@@ -24,8 +26,8 @@ from lowland.studies.folder import read_arrays
 from lowland.studies.text import run_text_study
 
 SEED = int(sys.argv[1]) if len(sys.argv) > 1 else 1000  # not a seed that the table is made of
-SGD_RATES = (0.01, 0.02, 0.05)
-ADAMW_RATES = (1e-3, 2e-3, 4e-3)
+# (AdamW, SGD), in the order in which they were tried: first the phase of SGD, then that of AdamW.
+PAIRS = ((2e-3, 0.005), (2e-3, 0.01), (2e-3, 0.02), (2e-3, 0.05), (1e-3, 0.02), (5e-4, 0.02))
 METHODS = ("base", "early-stopped base", "SWA", "SWAG")
 RESULTS = Path(__file__).parent / "results"
 
@@ -40,6 +42,7 @@ def run(adamw: float, sgd: float) -> dict[str, Any]:
     )
     folder = Path("runs") / f"tune-{SEED}-{adamw:g}-{sgd:g}"
     if not (folder / "metrics.json").exists():
+        _share(folder, adamw)
         run_text_study(study, folder, resume=True)
     arrays = read_arrays(folder / "probabilities.npz")
     labels = arrays["validation_labels"]
@@ -51,17 +54,25 @@ def run(adamw: float, sgd: float) -> dict[str, Any]:
     return {"adamw": adamw, "sgd": sgd, "validation": kept}
 
 
+def _share(folder: Path, adamw: float) -> None:
+    """Take over the AdamW phase of a finished setting with the same rate: every stage depends on its settings alone."""
+    done = [other for other in folder.parent.glob(f"tune-{SEED}-{adamw:g}-*") if (other / "metrics.json").exists()]
+    if not done or folder.exists():
+        return
+    phase = Path("stages") / "member-0"
+    shutil.copytree(done[0] / phase, folder / phase, ignore=shutil.ignore_patterns("swag*", "predictions-swa*"))
+    shutil.copy(done[0] / "config.toml", folder)
+    text = (folder / "config.toml").read_text(encoding="utf-8")
+    rate = folder.name.rsplit("-", 1)[1]
+    head, tail = text.split("[swag]")
+    tail = re.sub(r"learning_rate = .*", f"learning_rate = {float(rate)!r}", tail, count=1)
+    (folder / "config.toml").write_text(f"{head}[swag]{tail}", encoding="utf-8")
+
+
 def main() -> None:
-    standard = demo()
-    pairs = [(standard.training.learning_rate, sgd) for sgd in SGD_RATES]
-    pairs += [
-        (adamw, standard.swag.learning_rate)
-        for adamw in ADAMW_RATES
-        if (adamw, standard.swag.learning_rate) not in pairs
-    ]
     rows = []
     RESULTS.mkdir(exist_ok=True)
-    for adamw, sgd in pairs:
+    for adamw, sgd in PAIRS:
         rows.append(run(adamw, sgd))
         content = {
             "rows": rows,
