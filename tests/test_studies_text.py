@@ -117,6 +117,7 @@ def test_the_same_configuration_gives_the_same_bytes_whatever_was_done_before(fi
     run_text_study(read_study(finished), again)
     for name in ("metrics.json", "predictions.csv", "history.json"):
         assert (again / name).read_bytes() == (finished / name).read_bytes()
+    (again / "stages" / "member-0" / ".epoch-1.safetensors.x.part").write_bytes(b"cut off")
     # And so does every stage that is lost alone.
     for lost in (
         "member-0/swag.json",
@@ -128,6 +129,7 @@ def test_the_same_configuration_gives_the_same_bytes_whatever_was_done_before(fi
         (again / "metrics.json").unlink()
         run_text_study(read_study(finished), again, resume=True)
         assert (again / "metrics.json").read_bytes() == (finished / "metrics.json").read_bytes()
+    assert not list(again.rglob("*.part"))
 
 
 def test_a_folder_with_another_study_is_refused(finished: Path, home: Path) -> None:

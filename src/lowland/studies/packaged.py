@@ -106,7 +106,7 @@ def load_packaged(name: str) -> tuple[Labelled, Labelled | None]:
     try:
         train = item.read(find_file(item.train, item.package))
         test = item.read(find_file(item.test, item.package)) if item.test else None
-    except (OSError, KeyError, IndexError, UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+    except (OSError, KeyError, IndexError, ValueError, csv.Error) as error:
         raise ValueError(
             f"the files of {name} cannot be read ({error}): fetch it anew by `lowland data get {name}`"
         ) from None
@@ -185,7 +185,7 @@ def _sms(path: Path) -> Labelled:
 
 def _hutto(path: Path) -> Labelled:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    cells = [line.split("\t") for line in lines if line.count("\t") >= 2]
+    cells = [line.split("\t", 2) for line in lines[1:] if line.count("\t") >= 2]  # id, mean rating, text
     return [cell[2] for cell in cells], ["positive" if float(cell[1]) > 0 else "negative" for cell in cells]
 
 
@@ -202,8 +202,8 @@ def _orange(path: Path) -> Labelled:
 
 def _boolq(path: Path) -> Labelled:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    rows = [row for row in rows if isinstance(row.get("answer"), bool)]
-    return [f"{row['question']}? {row['passage']}" for row in rows], ["yes" if row["answer"] else "no" for row in rows]
+    rows = [row for row in rows if row.get("label") in (0, 1)]  # the official test texts carry no answer
+    return [f"{row['question']}? {row['passage']}" for row in rows], [("no", "yes")[row["label"]] for row in rows]
 
 
 _ORANGE = "orangecontrib/text/datasets"

@@ -70,6 +70,8 @@ def run_text_study(
         if torch.cuda.is_available():
             classifier.to(torch.device("cuda"))
         folder.mkdir(parents=True, exist_ok=True)
+        for left in list(folder.rglob(".*.part")):  # by a process that was killed while it wrote
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         write_bytes(folder / "config.toml", to_toml(study).encode())
         write_json(folder / "versions.json", _versions(splits, home))
         members = [
