@@ -65,8 +65,8 @@ def _settings(
 def demo(
     full: Annotated[bool, typer.Option("--full", help="15 members, every text: about an hour on two cores.")] = False,
     seed: Annotated[int, typer.Option(help="Of the split and, through it, of all members.")] = 0,
-    members: Annotated[int | None, typer.Option(help="How many models [default: 3, with --full 15].")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Of training [default: 8, with --full 2].")] = None,
+    members: Annotated[int | None, typer.Option(help="How many models \\[default: 3, with --full 15].")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of training \\[default: 8, with --full 2].")] = None,
     out_folder: Out = None,
     resume: Resume = False,
     as_json: Json = False,
@@ -102,7 +102,7 @@ def predict(
     input_file: Annotated[Path, typer.Option("--input", help="CSV, Parquet or JSONL.")],
     column: Annotated[str, typer.Option(help="The column with the texts.")] = "text",
     risk: Annotated[float, typer.Option(help="Share of wrong answers you accept where no person looks.")] = 0.05,
-    output: Annotated[Path | None, typer.Option(help="CSV to write [default: beside the input].")] = None,
+    output: Annotated[Path | None, typer.Option(help="CSV to write \\[default: beside the input].")] = None,
     as_json: Json = False,
 ) -> None:
     """Classify new texts by a study's MultiSWAG, and say which of them a person should see."""

@@ -24,6 +24,7 @@ METHODS = (
     "MultiSWA",
     "MultiSWAG",
 )
+RIVALS = ("base", "early-stopped base", "temperature-scaled base", "deep ensemble")  # what the verdict compares with
 TRAINED = {"base": "base", "early": "early-stopped base", "swa": "SWA", "swag": "SWAG"}  # what a member predicts with
 COMBINED = {"deep ensemble": "base", "MultiSWA": "SWA", "MultiSWAG": "SWAG"}  # means of members' probabilities
 
@@ -106,29 +107,36 @@ def compare(
 def verdict(gaps: Mapping[str, Mapping[str, Mapping[str, float]]], members: int, texts: int, level: float) -> str:
     """Say in one sentence where MultiSWAG is better, worse, or not told apart, from the intervals of differences.
 
-    >>> gap = {"value": -0.1, "low": -0.2, "high": -0.05}
-    >>> gaps = {m: {k: gap for k in ("nll", "ece", "f1")} for m in METHODS[:3] + METHODS[5:6]}
-    >>> verdict(gaps, 3, 800, 0.95)[:76]
-    'MultiSWAG (3 members, 800 test texts): NLL lower than base (-0.100), early-s'
+    >>> less, none = {"value": -0.1, "low": -0.2, "high": -0.05}, {"value": 0.0, "low": -0.1, "high": 0.1}
+    >>> gaps = {rival: {"nll": less, "ece": none, "f1": none} for rival in RIVALS}
+    >>> gaps["base"] = {"nll": less, "ece": less, "f1": none}
+    >>> print(verdict(gaps, 3, 800, 0.95))
+    MultiSWAG is better than base in NLL (-0.100) and ECE (-0.100); better than early-stopped base in NLL (-0.100);
+    better than temperature-scaled base in NLL (-0.100); better than deep ensemble in NLL (-0.100): 3 members, 800 test
+    texts, 95% intervals over the texts; another training run moves these numbers too.
     """
-    rivals = [method for method in ("base", "early-stopped base", "temperature-scaled base", "deep ensemble")]
-    phrases = []
-    for name, label, wording in (
-        ("nll", "NLL", ("lower", "higher")),
-        ("ece", "ECE", ("lower", "higher")),
-        ("f1", "macro F1", ("lower", "higher")),
-    ):
-        groups: dict[str, list[str]] = {wording[0]: [], wording[1]: [], "": []}
-        for rival in rivals:
+    phrases, equal = [], []
+    for rival in RIVALS:
+        better, worse = [], []
+        for name, label, sign in (("nll", "NLL", -1), ("ece", "ECE", -1), ("f1", "macro F1", 1)):
             gap = gaps[rival][name]
-            side = wording[0] if gap["high"] < 0 else wording[1] if gap["low"] > 0 else ""
-            groups[side].append(f"{rival} ({gap['value']:+.3f})")
-        said = [f"{side} than {', '.join(found)}" for side, found in groups.items() if side and found]
-        if groups[""]:
-            said.append(f"not told apart from {', '.join(groups[''])}")
-        phrases.append(f"{label} {' and '.join(said)}")
+            if gap["low"] > 0 or gap["high"] < 0:
+                (better if sign * gap["value"] > 0 else worse).append(f"{label} ({gap['value']:+.3f})")
+        if better:
+            phrases.append(
+                f"better than {rival} in {_listed(better)}" + (f" but worse in {_listed(worse)}" if worse else "")
+            )
+        elif worse:
+            phrases.append(f"worse than {rival} in {_listed(worse)}")
+        else:
+            equal.append(rival)
+    if equal:
+        phrases.append(f"not told apart from {_listed(equal)} in NLL, ECE or macro F1")
     return (
-        f"MultiSWAG ({members} members, {texts} test texts): {'; '.join(phrases)}. "
-        f"Differences are called so where the {level:.0%} interval over test texts leaves zero out; "
-        "other training runs move them too."
+        f"MultiSWAG is {'; '.join(phrases)}: {members} members, {texts} test texts, {level:.0%} intervals over the "
+        "texts; another training run moves these numbers too."
     )
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join(", ".join(parts).rsplit(", ", 1))

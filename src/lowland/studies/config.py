@@ -123,7 +123,7 @@ def demo(*, full: bool = False, seed: int = 0, members: int | None = None, epoch
             data=Data(train_texts=0, validation_texts=0, test_texts=0, seed=seed),
             training=Training(seeds=seeds, epochs=2 if epochs is None else epochs),
             swag=Swag(start=1),
-            evaluation=Evaluation(samples=4),
+            evaluation=Evaluation(samples=3),
         )
     return TextStudy(data=Data(seed=seed), training=Training(seeds=seeds, epochs=8 if epochs is None else epochs))
 

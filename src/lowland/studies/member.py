@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -160,10 +161,12 @@ class Member:
             path = self.folder / f"predictions-{key}.npz"
             if not path.exists():
                 begun = time.perf_counter()
-                parts = self._predict(self._variant(key), passes)
-                seconds = torch.tensor(time.perf_counter() - begun, dtype=torch.float64)
-                arrays = {name: tensor.numpy() for name, tensor in {**parts, "seconds": seconds}.items()}
-                write_arrays(path, arrays)
+                if key == "early" and self.early_epoch() == self.study.training.epochs:
+                    parts = {name: array for name, array in self._arrays("base").items() if name != "seconds"}
+                    self.progress.advance(passes * texts)
+                else:
+                    parts = {name: tensor.numpy() for name, tensor in self._predict(self._variant(key), passes).items()}
+                write_arrays(path, {**parts, "seconds": np.float64(time.perf_counter() - begun)})
             self.progress.end("")
 
         return stage
@@ -211,9 +214,12 @@ class Member:
 
     def predictions(self, key: str) -> tuple[Predictions, float]:
         """Return what a variant predicted, and the seconds that took."""
-        arrays = read_arrays(self.folder / f"predictions-{key}.npz")
+        arrays = self._arrays(key)
         parts = {name: torch.from_numpy(arrays[name]) for name in ("validation", "test", "test_entropy")}
         return Predictions(**parts), float(arrays["seconds"])
+
+    def _arrays(self, key: str) -> dict[str, Any]:
+        return read_arrays(self.folder / f"predictions-{key}.npz")
 
     def _weights(self) -> dict[str, Tensor]:
         return weights_of(self.classifier.model, trainable)
