@@ -89,7 +89,14 @@ def settings(folder: Path, **training: Any) -> dict[str, Any]:
     return {
         "data": {"train": str(folder / "train.csv"), "test": str(folder / "test.csv"), "validation_texts": 30},
         "model": {"encoder": str(folder / "encoder"), "max_length": 16},
-        "training": {"seeds": [1, 2], "epochs": 2, "batch_size": 16, "monitor_texts": 20, **training},
+        "training": {
+            "seeds": [1, 2],
+            "epochs": 2,
+            "batch_size": 16,
+            "learning_rate": 2e-3,
+            "monitor_texts": 20,
+            **training,
+        },
         "swag": {"start": 1, "learning_rate": 0.02, "every": "1 step", "rank": 4},
         "evaluation": {"samples": 2, "resamples": 50, "bins": 10},
     }
