@@ -21,7 +21,6 @@ from lowland.calibration import summary
 from lowland.studies.comparison import METHODS
 from lowland.studies.config import from_mapping, read_config
 from lowland.studies.folder import read_arrays, read_json, require_space, write_bytes
-from lowland.studies.intervals import METRICS, counts_of_resamples, resampled
 from lowland.studies.text import read_study, run_text_study
 
 from .tiny_study import prepare, settings
@@ -43,7 +42,8 @@ def finished(home: Path) -> Path:
 def test_the_folder_holds_what_it_should(finished: Path) -> None:
     metrics = read_json(finished / "metrics.json")
     assert tuple(metrics["methods"]) == METHODS
-    assert all(tuple(values) == METRICS for values in metrics["methods"].values())
+    names = ("accuracy", "precision", "recall", "f1", "nll", "ece", "brier", "mcc")
+    assert all(tuple(values) == names for values in metrics["methods"].values())
     assert all(v["low"] <= v["high"] for values in metrics["methods"].values() for v in values.values())
     assert (metrics["n_train"], metrics["n_validation"], metrics["n_test"]) == (66, 30, 40)
     assert metrics["labels"] == ["fine", "foul"] and len(metrics["temperature"]) == 2
@@ -179,21 +179,6 @@ def test_upper_layers_only_and_cls_pooling_run_too(home: Path, tmp_path: Path) -
     # One member: the ensembles are that member.
     methods = metrics["methods"]
     assert methods["deep ensemble"]["nll"]["value"] == pytest.approx(methods["base"]["nll"]["value"])
-
-
-def test_metrics_of_a_resample_are_those_of_its_texts() -> None:
-    g = torch.Generator().manual_seed(0)
-    for classes in (2, 5):
-        probs = torch.softmax(torch.randn(60, classes, generator=g, dtype=torch.float64) * 2, 1)
-        labels = torch.randint(classes, (60,), generator=g)
-        counts = counts_of_resamples(60, 7, g)
-        assert torch.equal(counts.sum(1), torch.full((7,), 60.0, dtype=torch.float64))
-        values = resampled([probs, probs.flip(0)], labels, counts, 20)
-        for index, row in enumerate(counts.long()):
-            rows = torch.repeat_interleave(torch.arange(60), row)
-            both = [summary(p[rows], labels[rows], bins=20) for p in (probs, probs.flip(0))]
-            for name in METRICS:
-                assert values[name][index] == pytest.approx(np.mean([one[name] for one in both]), abs=1e-12), name
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

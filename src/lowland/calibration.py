@@ -6,8 +6,10 @@ sum to one.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,7 +69,8 @@ def macro_precision_recall_f1(probs: Array, labels: Array) -> PrecisionRecallF1:
     >>> macro_precision_recall_f1([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]], [0, 1, 1])
     PrecisionRecallF1(precision=0.75, recall=0.75, f1=0.6666666666666666)
     """
-    return _macro(*_class_counts(*checked(probs, labels)))
+    p, y = checked(probs, labels)
+    return PrecisionRecallF1(*(float(v) for v in _macro(*_counted(y, p.argmax(1), _once(len(y)), p.shape[1]))))
 
 
 def nll(probs: Array, labels: Array) -> float:
@@ -99,7 +102,8 @@ def mcc(probs: Array, labels: Array) -> float:
     >>> round(mcc([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]], [0, 1, 1]), 6)
     0.5
     """
-    return _mcc(*_class_counts(*checked(probs, labels)))
+    p, y = checked(probs, labels)
+    return float(_mcc(*_counted(y, p.argmax(1), _once(len(y)), p.shape[1])))
 
 
 def ece(
@@ -158,7 +162,7 @@ def summary(probs: Array, labels: Array, *, bins: int = 20) -> dict[str, float]:
     >>> list(summary([[0.9, 0.1], [0.4, 0.6]], [0, 1]))
     ['accuracy', 'precision', 'recall', 'f1', 'nll', 'ece', 'brier', 'mcc']
     """
-    return _Parts.of(*checked(probs, labels), bins=bins).of_data()
+    return _mean_of_data([_Parts.of(*checked(probs, labels), bins=bins)])
 
 
 def bootstrap(
@@ -194,13 +198,21 @@ def intervals(
 ) -> dict[str, Interval]:
     """`bootstrap` of every metric of `summary`, all on the same resamples.
 
+    probs: (N, C), or a tensor or array (M, N, C) of M models for the mean over them of each metric.
+
+    The interval of ece is moved down by the bias that the resamples show: noise in a bin only ever adds to the gap
+    between confidence and accuracy, and a resample adds it once more.
+
     >>> g = torch.Generator().manual_seed(0)
     >>> intervals([[0.9, 0.1]] * 4, [0, 0, 0, 1], generator=g)["accuracy"]
     Interval(value=0.75, low=0.25, high=1.0)
     """
-    parts = _Parts.of(*checked(probs, labels), bins=bins)
-    (resampled,) = _over_resamples([parts], resamples, generator)
-    return {name: _interval(value, resampled[name], level) for name, value in parts.of_data().items()}
+    models = _models(probs, labels, bins)
+    (found,) = _over_resamples([models], resamples, generator)
+    return {
+        name: _interval(value, found[name], level, biased=name == "ece", floor=0.0)
+        for name, value in _mean_of_data(models).items()
+    }
 
 
 def differences(
@@ -216,18 +228,22 @@ def differences(
     """Every metric of `summary` for `probs` minus the same for `others`, with intervals over shared resamples.
 
     Two methods on one test set stumble over the same hard examples. Paired, that common part cancels: an interval that
-    leaves out 0 tells them apart even where their own intervals overlap.
+    leaves out 0 tells them apart even where their own intervals overlap. Shapes as in `intervals`.
 
     >>> g = torch.Generator().manual_seed(0)
     >>> differences([[0.9, 0.1]] * 4, [[0.8, 0.2]] * 4, [0, 0, 0, 1], generator=g)["accuracy"]
     Interval(value=0.0, low=0.0, high=0.0)
     """
-    both = [_Parts.of(*checked(p, labels), bins=bins) for p in (probs, others)]
-    if both[0].classes != both[1].classes:
-        raise ValueError(f"probs and others must have the same classes, got {both[0].classes} and {both[1].classes}")
-    first, second = (parts.of_data() for parts in both)
+    both = [_models(p, labels, bins) for p in (probs, others)]
+    classes = [models[0].classes for models in both]
+    if classes[0] != classes[1]:
+        raise ValueError(f"probs and others must have the same classes, got {classes[0]} and {classes[1]}")
+    first, second = (_mean_of_data(models) for models in both)
     one, two = _over_resamples(both, resamples, generator)
-    return {name: _interval(first[name] - second[name], one[name] - two[name], level) for name in first}
+    return {
+        name: _interval(first[name] - second[name], one[name] - two[name], level, biased=name == "ece")
+        for name in first
+    }
 
 
 class _Parts(NamedTuple):
@@ -249,24 +265,39 @@ class _Parts(NamedTuple):
         gap = (predicted == y).double() - confidence
         return cls(y, predicted, _nll(p, y), _brier(p, y), gap, which, bins, p.shape[1])
 
-    def of_data(self) -> dict[str, float]:
-        return self.metrics(torch.ones(len(self.labels), dtype=torch.float64))
-
-    def metrics(self, counts: Tensor) -> dict[str, float]:
-        n = counts.sum()
+    def metrics(self, counts: Tensor) -> dict[str, Tensor]:
+        """Every metric (R,) under counts (R, N) of how often each example is taken."""
+        n = counts.sum(1)
         hits, predicted, labelled = _counted(self.labels, self.predicted, counts, self.classes)
-        macro = _macro(hits, predicted, labelled)
-        gaps = torch.bincount(self.bin, weights=counts * self.gap, minlength=self.bins)
+        precision, recall, f1 = _macro(hits, predicted, labelled)
+        gaps = torch.zeros((len(counts), self.bins), dtype=torch.float64).index_add_(1, self.bin, counts * self.gap)
         return {
-            "accuracy": float(hits.sum() / n),
-            "precision": macro.precision,
-            "recall": macro.recall,
-            "f1": macro.f1,
-            "nll": float(counts @ self.nll / n),
-            "ece": float(gaps.abs().sum() / n),
-            "brier": float(counts @ self.brier / n),
+            "accuracy": hits.sum(1) / n,
+            "precision": precision,
+            "recall": recall,
+            "f1": f1,
+            "nll": counts @ self.nll / n,
+            "ece": gaps.abs().sum(1) / n,
+            "brier": counts @ self.brier / n,
             "mcc": _mcc(hits, predicted, labelled),
         }
+
+
+def _models(probs: Array, labels: Array, bins: int) -> list[_Parts]:
+    """The parts of one prediction (N, C), or of each of several (M, N, C)."""
+    each: list[Array] = list(probs) if isinstance(probs, Tensor | np.ndarray) and probs.ndim == 3 else [probs]
+    if not each:
+        raise ValueError("probs hold no model: the first of three axes is empty")
+    return [_Parts.of(*checked(p, labels), bins=bins) for p in each]
+
+
+def _mean_of_data(models: list[_Parts]) -> dict[str, float]:
+    found = [parts.metrics(_once(len(parts.labels))) for parts in models]
+    return {name: sum(float(one[name]) for one in found) / len(found) for name in found[0]}
+
+
+def _once(n: int) -> Tensor:
+    return torch.ones((1, n), dtype=torch.float64)
 
 
 def _nll(p: Tensor, y: Tensor) -> Tensor:
@@ -293,51 +324,48 @@ def _binned(confidence: Tensor, bins: int, binning: str) -> tuple[Tensor, Tensor
     return edges, torch.bucketize(confidence, edges[1:-1].contiguous())
 
 
-def _class_counts(p: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _counted(y, p.argmax(1), torch.ones(len(y), dtype=torch.float64), p.shape[1])
-
-
 def _counted(y: Tensor, predicted: Tensor, counts: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Right, predicted and labelled examples of each class: (C,) each."""
-    hits = torch.bincount(y, weights=counts * (predicted == y), minlength=classes)
-    return (
-        hits,
-        torch.bincount(predicted, weights=counts, minlength=classes),
-        torch.bincount(y, weights=counts, minlength=classes),
-    )
+    """Right, predicted and labelled examples of each class under counts (R, N): (R, C) each."""
+
+    def by(classes_of: Tensor, weights: Tensor) -> Tensor:
+        return torch.zeros((len(counts), classes), dtype=torch.float64).index_add_(1, classes_of, weights)
+
+    return by(y, counts * (predicted == y)), by(predicted, counts), by(y, counts)
 
 
-def _macro(hits: Tensor, predicted: Tensor, labelled: Tensor) -> PrecisionRecallF1:
-    occurs = predicted + labelled > 0
-    hits, predicted, labelled = hits[occurs], predicted[occurs], labelled[occurs]
+def _macro(hits: Tensor, predicted: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    occurs = (predicted + labelled > 0).double()
+    classes = occurs.sum(1)
     precision = hits / predicted.clamp_min(1.0)
     recall = hits / labelled.clamp_min(1.0)
-    f1 = 2 * hits / (predicted + labelled)
-    return PrecisionRecallF1(float(precision.mean()), float(recall.mean()), float(f1.mean()))
+    f1 = 2 * hits / (predicted + labelled).clamp_min(1.0)
+    return precision.sum(1) / classes, recall.sum(1) / classes, f1.sum(1) / classes
 
 
-def _mcc(hits: Tensor, predicted: Tensor, labelled: Tensor) -> float:
-    s = labelled.sum()
-    spread = (s * s - predicted.square().sum()) * (s * s - labelled.square().sum())
-    if float(spread) <= 0:
-        return 0.0
-    return float((hits.sum() * s - (predicted * labelled).sum()) / spread.sqrt())
+def _mcc(hits: Tensor, predicted: Tensor, labelled: Tensor) -> Tensor:
+    s = labelled.sum(1)
+    spread = (s * s - predicted.square().sum(1)) * (s * s - labelled.square().sum(1))
+    covariance = hits.sum(1) * s - (predicted * labelled).sum(1)
+    return torch.where(spread > 0, covariance / spread.clamp_min(1.0).sqrt(), torch.zeros_like(spread))
 
 
 def _over_resamples(
-    several: list[_Parts], resamples: int, generator: torch.Generator | None
+    several: list[list[_Parts]], resamples: int, generator: torch.Generator | None
 ) -> list[dict[str, Tensor]]:
     """Every metric (resamples,) of several predictions for the same examples, all on the same resamples."""
-    n = len(several[0].labels)
-    draws: list[list[dict[str, float]]] = [[] for _ in several]
-    for index in _resampled(n, resamples, generator):
-        counts = torch.bincount(index, minlength=n).double()
-        for parts, values in zip(several, draws, strict=True):
-            values.append(parts.metrics(counts))
-    return [
-        {name: torch.tensor([value[name] for value in values], dtype=torch.float64) for name in values[0]}
-        for values in draws
-    ]
+    n = len(several[0][0].labels)
+    draws: list[list[dict[str, Tensor]]] = [[] for _ in several]
+    indices = _resampled(n, resamples, generator)
+    at_once = max(1, _AT_ONCE // n)
+    while chunk := list(islice(indices, at_once)):
+        counts = torch.stack([torch.bincount(index, minlength=n).double() for index in chunk])  # (R, N)
+        for models, values in zip(several, draws, strict=True):
+            found = [parts.metrics(counts) for parts in models]
+            values.append({name: torch.stack([one[name] for one in found]).mean(0) for name in found[0]})
+    return [{name: torch.cat([value[name] for value in values]) for name in values[0]} for values in draws]
+
+
+_AT_ONCE = 1 << 20  # counts held at a time: 8 MB
 
 
 def _resampled(n: int, resamples: int, generator: torch.Generator | None) -> Iterator[Tensor]:
@@ -348,9 +376,15 @@ def _resampled(n: int, resamples: int, generator: torch.Generator | None) -> Ite
         yield torch.randint(n, (n,), generator=generator, device=device).cpu()
 
 
-def _interval(value: float, values: Tensor, level: float) -> Interval:
+def _interval(
+    value: float, values: Tensor, level: float, *, biased: bool = False, floor: float | None = None
+) -> Interval:
     if not 0 < level < 1:
         raise ValueError(f"level must lie strictly between 0 and 1, got {level}")
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    if biased:
+        values = values - (values.mean() - value)
+        if floor is not None:
+            values = values.clamp_min(floor)
     low, high = torch.quantile(values, ends).tolist()
     return Interval(value, low, high)

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..calibration import fit_temperature, temper
+from ..calibration import Interval, differences, fit_temperature, intervals, summary, temper
 from .config import Evaluation
-from .intervals import Values, counts_of_resamples, interval, mean_summary, paired, resampled
 from .training import stream
 
 METHODS = (
@@ -70,29 +69,23 @@ def compare(
         ]
         for method, part in COMBINED.items():
             split[method] = [torch.stack(split[part]).mean(0)]
-    counts = counts_of_resamples(len(truth), settings.resamples, stream(seed, "bootstrap"))
-    points: dict[str, dict[str, float]] = {}
-    spreads: dict[str, Values] = {}
-    own: dict[str, list[dict[str, float]]] = {}
-    for method in METHODS:
-        points[method], each = mean_summary(test[method], truth, settings.bins)
-        spreads[method] = resampled(test[method], truth, counts, settings.bins)
-        if method not in COMBINED:
-            own[method] = each
-    table = {
-        method: {name: interval(value, spreads[method][name], settings.level) for name, value in points[method].items()}
-        for method in METHODS
-    }
     ours = "MultiSWAG"
+
+    def again() -> dict[str, Any]:  # the same resamples for every method
+        generator = stream(seed, "bootstrap")
+        return {"bins": settings.bins, "resamples": settings.resamples, "level": settings.level, "generator": generator}
+
+    several = {method: torch.stack(each) for method, each in test.items()}  # (members or 1, N, C)
+    table = {method: _plain(intervals(several[method], truth, **again())) for method in METHODS}
     gaps = {
-        method: paired(
-            spreads[ours],
-            spreads[method],
-            {name: points[ours][name] - points[method][name] for name in points[ours]},
-            settings.level,
-        )
+        method: _plain(differences(several[ours], several[method], truth, **again()))
         for method in METHODS
         if method != ours
+    }
+    own = {
+        method: [summary(probs, truth, bins=settings.bins) for probs in test[method]]
+        for method in METHODS
+        if method not in COMBINED
     }
     metrics = {
         "methods": table,
@@ -102,6 +95,10 @@ def compare(
         "verdict": verdict(gaps, len(members), len(truth), settings.level),
     }
     return Compared(metrics, test, validation)
+
+
+def _plain(found: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
+    return {name: {"value": value, "low": low, "high": high} for name, (value, low, high) in found.items()}
 
 
 def verdict(gaps: Mapping[str, Mapping[str, Mapping[str, float]]], members: int, texts: int, level: float) -> str:
@@ -117,7 +114,8 @@ def verdict(gaps: Mapping[str, Mapping[str, Mapping[str, float]]], members: int,
     """
     phrases, equal = [], []
     for rival in RIVALS:
-        better, worse = [], []
+        better: list[str] = []
+        worse: list[str] = []
         for name, label, sign in (("nll", "NLL", -1), ("ece", "ECE", -1), ("f1", "macro F1", 1)):
             gap = gaps[rival][name]
             if gap["low"] > 0 or gap["high"] < 0:

@@ -166,7 +166,7 @@ class Member:
                     self.progress.advance(passes * texts)
                 else:
                     parts = {name: tensor.numpy() for name, tensor in self._predict(self._variant(key), passes).items()}
-                write_arrays(path, {**parts, "seconds": np.float64(time.perf_counter() - begun)})
+                write_arrays(path, {**parts, "seconds": np.array(time.perf_counter() - begun)})
             self.progress.end("")
 
         return stage
