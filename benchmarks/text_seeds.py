@@ -23,7 +23,9 @@ SEEDS = [int(seed) for seed in sys.argv[1:]] or [0, 1, 2, 3, 4]
 RESULTS = Path(__file__).parent / "results"
 METRICS = ("accuracy", "precision", "recall", "f1", "nll", "ece", "brier", "mcc")
 LOWER_IS_BETTER = {"nll", "ece", "brier"}
-SHOWN = ("f1", "accuracy", "nll", "ece", "brier")
+SHOWN = ("precision", "recall", "f1", "accuracy", "nll", "ece", "brier")
+HEADS = {"precision": "macro P", "recall": "macro R", "f1": "macro F1", "accuracy": "accuracy"}
+HEADS |= {"nll": "NLL", "ece": "ECE", "brier": "Brier"}
 
 
 def run(seed: int) -> dict[str, Any]:
@@ -32,6 +34,7 @@ def run(seed: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "lowland.cli", "demo", "--seed", str(seed), "--out", str(folder), "--resume"]
         subprocess.run(command, check=True)
     metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics["threads"] = json.loads((folder / "versions.json").read_text(encoding="utf-8"))["threads"]
     metrics["seconds"] = json.loads((folder / "timings.json").read_text(encoding="utf-8"))["total_seconds"]
     return metrics
 
@@ -63,6 +66,7 @@ def gathered(runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
         "methods": {m: {metric: spread(values) for metric, values in own.items()} for m, own in value.items()},
         "multiswag_minus": differences,
         "seconds": {str(seed): round(one["seconds"], 1) for seed, one in runs.items()},
+        "threads": {str(seed): one["threads"] for seed, one in runs.items()},
         "texts": {key: next(iter(runs.values()))[key] for key in ("n_train", "n_validation", "n_test")},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("lowland", "torch", "transformers", "peft")},
@@ -86,7 +90,7 @@ def page(found: dict[str, Any]) -> str:
         "the same test texts for every seed.",
         f"{found['machine']}; {versions}; {found['date']}; `{found['command']}`.",
         "",
-        "| method | " + " | ".join(SHOWN) + " |",
+        "| method | " + " | ".join(HEADS[m] for m in SHOWN) + " |",
         "|---|" + "---|" * len(SHOWN),
     ]
     for method, own in found["methods"].items():
@@ -95,17 +99,23 @@ def page(found: dict[str, Any]) -> str:
         "",
         "MultiSWAG minus the method, paired by seed; in brackets the seeds in which MultiSWAG is better.",
         "",
-        "| minus | " + " | ".join(SHOWN) + " |",
+        "| minus | " + " | ".join(HEADS[m] for m in SHOWN) + " |",
         "|---|" + "---|" * len(SHOWN),
     ]
     for method, own in found["multiswag_minus"].items():
         cells = (f"{cell(own[m], '+')} ({own[m]['wins']} of {own[m]['n']})" for m in SHOWN)
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    lines += ["", "| seed | " + " | ".join(f"{m} of MultiSWAG" for m in SHOWN) + " | minutes |", "|---|" + "---|" * 6]
+    lines += [
+        "",
+        "MultiSWAG by seed; minutes and threads of the whole run, as they came on a machine with other work.",
+        "",
+    ]
+    lines += ["| seed | " + " | ".join(HEADS[m] for m in SHOWN) + " | minutes | threads |"]
+    lines += ["|---|" + "---|" * (len(SHOWN) + 2)]
     ours = found["methods"]["MultiSWAG"]
     for index, seed in enumerate(found["seeds"]):
         values = " | ".join(f"{ours[metric]['values'][index]:.3f}" for metric in SHOWN)
-        lines.append(f"| {seed} | {values} | {found['seconds'][str(seed)] / 60:.1f} |")
+        lines.append(f"| {seed} | {values} | {found['seconds'][str(seed)] / 60:.1f} | {found['threads'][str(seed)]} |")
     return "\n".join(lines) + "\n"
 
 
