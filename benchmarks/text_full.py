@@ -43,8 +43,8 @@ def main() -> None:
         "# The demo's full configuration, once",
         "",
         f"{found['members']} members, {found['n_train']} training, {found['n_validation']} validation, "
-        f"{found['n_test']} test texts; n = 1 run. In brackets the 95 % bootstrap interval over test texts; rows of one "
-        f"model are means over members. {found['machine']}; {versions}; {found['date']}; `{found['command']}`; "
+        f"{found['n_test']} test texts; n = 1 run. In brackets the 95 % bootstrap interval over test texts; rows of one"
+        f" model are means over members. {found['machine']}; {versions}; {found['date']}; `{found['command']}`; "
         f"{found['phase_minutes']} minutes in all phases together.",
         "",
         "| method | " + " | ".join(SHOWN.values()) + " |",
