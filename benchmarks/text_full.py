@@ -1,8 +1,8 @@
 """The demo's full configuration once: 15 members, all training texts, the whole test file.
 
 Measured: every metric of the eight methods with its 95 % bootstrap interval over test texts (n = 1 run), and the paired
-differences MultiSWAG minus each rival. Run: python benchmarks/text_full.py; about an hour on two cores, and it goes on
-where it stopped (runs/full). Results: benchmarks/results/text_full.json and .md. Losing results stay in.
+differences MultiSWAG minus each rival. Run: python benchmarks/text_full.py; an hour or more on two cores, and it goes
+on where it stopped (runs/full). Results: benchmarks/results/text_full.json and .md. Losing results stay in.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def _settings(
 
 @app.command()
 def demo(
-    full: Annotated[bool, typer.Option("--full", help="15 members, every text: about an hour on two cores.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="15 members, every text: an hour or more on two cores.")] = False,
     seed: Annotated[int, typer.Option(help="Of the split and, through it, of all members.")] = 0,
     members: Annotated[int | None, typer.Option(help="How many models \\[default: 3, with --full 15].")] = None,
     epochs: Annotated[int | None, typer.Option(help="Of training \\[default: 8, with --full 2].")] = None,
