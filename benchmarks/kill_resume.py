@@ -53,7 +53,7 @@ def main() -> None:
     moments = []
     for kill in range(3):
         process = subprocess.Popen([*COMMAND, "--out", str(HOME / "killed"), "--resume"])
-        moment = rng.uniform(0.15, 0.6) * seconds
+        moment = rng.uniform(0.2, 0.4) * seconds
         try:
             process.wait(moment)
             print(f"kill {kill + 1} came too late: the study had ended")
