@@ -35,7 +35,9 @@ def test_17_1_and_17_9_statistics() -> None:
     swag = collected(3, four_iterates())
     slots = swag.state_dict()["slots"]
     assert swag.mean()["w"].tolist() == [3.0, 2.0]
-    assert (slots["squares"]["w"] / 4).tolist() == [3.5, 3.5]
+    assert (collected(0, four_iterates()).state_dict()["slots"]["squares"]["w"] / 4).tolist() == [3.5, 3.5]
+    # The first deviation is zero, so nothing has left the ring of three that counts.
+    assert slots["evicted"]["w"].tolist() == [0.0, 0.0] and "squares" not in slots
     rows = sorted(tuple(row) for row in slots["deviations"]["w"].tolist())
     expected = sorted([(1.0, -0.5), (0.0, 7 / 3), (3.0, -2.0)])
     assert torch.allclose(torch.tensor(rows), torch.tensor(expected), atol=1e-6)

@@ -11,7 +11,7 @@ about 3e-4 of their size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -85,11 +85,25 @@ def lerp_(average: Iterable[Tensor], weights: Iterable[Tensor], weight: float) -
 
 
 @torch.no_grad()
-def welford_(mean: Tensor, squares: Tensor, weights: Tensor, count: int, column: Tensor | None = None) -> None:
-    """Absorb the `count`-th iterate (from 1) of one tensor into its mean and sum of squared deviations.
+def welford_(
+    mean: Tensor,
+    base: Tensor,
+    weights: Tensor,
+    count: int,
+    column: Tensor | None = None,
+    evicted: float | None = None,
+) -> None:
+    """Absorb the `count`-th iterate (from 1) of one tensor into its mean, second moment and deviations.
 
-    `column`, of any floating dtype, receives the deviation from the mean that already holds the iterate. All operations
-    of one tensor run before the next tensor's, so that a tensor is read from memory once.
+    All operations of one tensor run before the next tensor's, so that a tensor is read from memory once.
+
+    Args:
+        mean: of the iterates so far.
+        base: the sum of squared deviations; with `evicted`, that of the columns no longer held.
+        weights: the iterate.
+        column: of any floating dtype; receives the deviation from the mean that already holds the iterate.
+        evicted: None adds this iterate's term to `base`; a number adds that multiple of the square of what `column`
+            holds before it is overwritten, and 0.0 leaves `base` untouched.
 
     >>> mean, squares = torch.zeros(1), torch.zeros(1)
     >>> for n, w in enumerate([1.0, 3.0, 2.0, 6.0], start=1):
@@ -98,16 +112,62 @@ def welford_(mean: Tensor, squares: Tensor, weights: Tensor, count: int, column:
     (tensor([3.]), tensor([3.5000]))
     """
     source = weights.to(mean.device, mean.dtype)
+    if column is not None and evicted:
+        leaving = column.to(base.dtype)
+        base.addcmul_(leaving, leaving, value=evicted)
     if count == 1:
         mean.copy_(source)
         if column is not None:
             column.zero_()
         return
     mean.lerp_(source, 1 / count)
+    if evicted is not None and column is not None and column.dtype == mean.dtype:
+        torch.sub(source, mean, out=column)
+        return
     deviation = torch.sub(source, mean)
-    squares.addcmul_(deviation, deviation, value=count / (count - 1))
+    if evicted is None:
+        base.addcmul_(deviation, deviation, value=count / (count - 1))
     if column is not None:
         column.copy_(deviation)
+
+
+def term(iterate: int) -> float:
+    """Return what the squared deviation of the iterate of this number (from 1) counts in the second moment.
+
+    The deviation is from the mean that already holds the iterate: `M2 = sum_i term(i) dev_i^2`.
+
+    >>> term(1), term(2), term(5)
+    (0.0, 2.0, 1.25)
+    """
+    return iterate / (iterate - 1) if iterate > 1 else 0.0
+
+
+CHUNK = 1 << 16  # elements: two float32 chunks stay in a core's own cache
+
+
+@torch.no_grad()
+def second_moment(base: Tensor, columns: Tensor | None, terms: Sequence[float]) -> Tensor:
+    """Return `base + sum_c terms_c columns_c^2` for one tensor, in chunks, so that no temporary has its size.
+
+    Args:
+        base: (*shape).
+        columns: (rank, *shape) deviations of any floating dtype, or None.
+        terms: one factor for each of the first columns; those with 0.0 are not read.
+
+    >>> second_moment(torch.ones(2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), [0.0, 2.0])
+    tensor([19., 33.])
+    """
+    if columns is None or not any(terms):
+        return base.clone()
+    total = base.clone(memory_format=torch.contiguous_format)
+    flat, ring = total.view(-1), columns.reshape(len(columns), -1)
+    for begin in range(0, flat.numel(), CHUNK):
+        chunk = flat[begin : begin + CHUNK]
+        for factor, column in zip(terms, ring, strict=False):
+            if factor:
+                part = column[begin : begin + CHUNK].to(chunk.dtype)
+                chunk.addcmul_(part, part, value=factor)
+    return total
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 A Gaussian over weights from the iterates w_1..w_n of SGD, with the running mean of SWA and the last `rank` deviations
 
     dev_i = w_i - mean_i          (mean_i already holds w_i)         D = the k <= rank deviations held
-    v     = sum_i (w_i - mean_n)^2 / n
+    v     = sum_i (w_i - mean_n)^2 / n  =  sum_i dev_i^2 i / (i - 1) / n
 
     w ~ N(mean_n, scale * 1/2 (diag(v) + D D^T / (k - 1)))           rank > 0
     w ~ N(mean_n, scale * diag(v))                                   rank = 0, SWAG-diagonal
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal
 
 from .averager import Averager, Settings, Slot
-from .moments import low_rank_draw, welford_, wide_zeros
+from .moments import low_rank_draw, second_moment, term, welford_, wide_zeros
 from .weights import Select, Weights, check_same, clone_of, parameters
 
 
@@ -33,7 +33,9 @@ class SWAG(Averager):
         rank: how many of the latest deviations are held (the paper's K); 0 keeps the diagonal only.
         deviations_dtype: float32, or bfloat16 for half the memory at a relative error of 1e-3 in the deviations.
 
-    Memory, in bytes a parameter: 8 + 4 rank with float32 deviations, 8 + 2 rank with bfloat16.
+    Memory, in bytes a parameter: 8 + 4 rank with float32 deviations, 8 + 2 rank with bfloat16. While no deviation
+    has been overwritten, `v` follows from float32 deviations, and the slot "evicted" keeps the part of the sum whose
+    deviations are no longer held; otherwise the slot "squares" keeps the whole sum.
 
     Raises:
         ValueError: rank is negative or 1 (one deviation has no covariance), or the dtype is not one of the two.
@@ -74,7 +76,7 @@ class SWAG(Averager):
         other = [name for name, tensor in like.items() if not tensor.is_floating_point()]
         if other:
             raise ValueError(f"a Gaussian needs floating-point tensors, got {other[:5]}: leave them out by select=")
-        slots = {"mean": wide_zeros(like), "squares": wide_zeros(like)}
+        slots = {"mean": wide_zeros(like), "evicted" if self._lazy() else "squares": wide_zeros(like)}
         if self.rank:
             slots["deviations"] = {
                 name: torch.zeros((self.rank, *t.shape), dtype=self.deviations_dtype, device=t.device)
@@ -83,11 +85,12 @@ class SWAG(Averager):
         return slots
 
     def _absorb(self, weights: Weights) -> None:
-        mean, squares = self._slots["mean"], self._slots["squares"]
+        mean, base = self._slots["mean"], self._base()
         ring = self._slots.get("deviations")
+        evicted = term(self.count - self.rank) if self._lazy() else None
         for name, tensor in weights.items():
             column = None if ring is None else ring[name][(self.count - 1) % self.rank]
-            welford_(mean[name], squares[name], tensor, self.count, column)
+            welford_(mean[name], base[name], tensor, self.count, column, evicted)
 
     def mean(self) -> dict[str, Tensor]:
         self._need()
@@ -107,8 +110,8 @@ class SWAG(Averager):
         for name, v in self._diagonal().items():
             columns = self._columns(name)
             if columns is not None:
-                v = v + columns.to(v.dtype).square().sum(0) / (len(columns) - 1)
-            result[name] = v * factor
+                v = second_moment(v, columns, [1 / (len(columns) - 1)] * len(columns))
+            result[name] = v.mul_(factor)
         return result
 
     @torch.no_grad()
@@ -140,6 +143,7 @@ class SWAG(Averager):
         number = 1 if n is None else n
         held = self._held()
         shared: Tensor | None = None
+        diagonal = self._diagonal()
         result = {}
         for name in sorted(self._slots["mean"]):
             mean = self._slots["mean"][name]
@@ -150,7 +154,7 @@ class SWAG(Averager):
             z2 = None
             if columns is not None and shared is not None:
                 z2 = (shared * math.sqrt(factor / (held - 1))).to(mean.device, mean.dtype)
-            std = (self._slots["squares"][name] / self.count).mul_(factor).sqrt_()
+            std = diagonal[name].mul_(factor).sqrt_()
             draw = low_rank_draw(mean, std, columns, z1, z2)
             result[name] = draw[0] if n is None else draw
         return {name: result[name] for name in self._slots["mean"]}
@@ -241,9 +245,31 @@ class SWAG(Averager):
         held = self._held()
         return self._slots["deviations"][name][:held] if held else None
 
+    def _lazy(self) -> bool:
+        """Whether the second moment of the deviations held is formed from them when it is asked for."""
+        # Rounded deviations would give a rounded variance: there the sum is kept at each update.
+        return self.rank > 0 and self.deviations_dtype == torch.float32
+
+    def _base(self) -> Slot:
+        """The part of the sum of squared deviations that is kept as such."""
+        return self._slots["evicted" if self._lazy() else "squares"]
+
+    def _terms(self) -> tuple[float, ...]:
+        """What each held column's square adds to `_base`, by its place in the ring."""
+        places = range(min(self.count, self.rank))
+        if not self._lazy():
+            return tuple(0.0 for _ in places)
+        # The latest iterate i <= count with (i - 1) % rank == place.
+        return tuple(term(self.count - (self.count - 1 - place) % self.rank) for place in places)
+
     def _diagonal(self) -> Slot:
+        """v, the variance of the iterates around their mean."""
         self._need()
-        return {name: squares / self.count for name, squares in self._slots["squares"].items()}
+        ring, terms = self._slots.get("deviations"), self._terms()
+        return {
+            name: second_moment(base, None if ring is None else ring[name], terms).div_(self.count)
+            for name, base in self._base().items()
+        }
 
 
 @dataclass(frozen=True)

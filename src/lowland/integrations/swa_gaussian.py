@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..moments import term
 from ..swag import SWAG
 
 
@@ -24,6 +25,9 @@ def from_swa_gaussian(state: Mapping[str, Tensor], *, rank: int = 20, prefix: st
         state: what `torch.load(path, weights_only=True)` gives for a saved reference SWAG.
         rank: the reference's `max_num_models`; 0 if it was made with `no_cov_mat=True`.
         prefix: what stands before each parameter's name; the reference wraps its model as `base`.
+
+    The reference's variance and its deviations say the same twice while all deviations are held: then the deviations
+    count, which have not lost the digits that `sq_mean - mean^2` loses.
 
     The reference's `sample(scale=0.5)` with `max_num_models` collected is our `sample(scale=1)`.
 
@@ -47,14 +51,15 @@ def from_swa_gaussian(state: Mapping[str, Tensor], *, rank: int = 20, prefix: st
     count = int(state["n_models"].item())
     if count < 1:
         raise ValueError(f"n_models must be at least 1, got {count}: the reference collected nothing")
-    slots: dict[str, dict[str, Tensor]] = {"mean": {}, "squares": {}}
+    base = "evicted" if rank else "squares"
+    slots: dict[str, dict[str, Tensor]] = {"mean": {}, base: {}}
     if rank:
         slots["deviations"] = {}
     for name in names:
         mean = state[f"{prefix}{name}_mean"]
         variance = (state[f"{prefix}{name}_sq_mean"].double() - mean.double().square()).clamp_min(0)
         slots["mean"][name] = mean.float()
-        slots["squares"][name] = (variance * count).float()
+        squares = variance * count
         if rank:
             rows = state.get(f"{prefix}{name}_cov_mat_sqrt")
             if rows is None:
@@ -67,7 +72,11 @@ def from_swa_gaussian(state: Mapping[str, Tensor], *, rank: int = 20, prefix: st
             ring = torch.zeros(rank, *mean.shape)
             for index, row in enumerate(rows, start=count - len(rows)):
                 ring[index % rank] = row.reshape(mean.shape)
+                # What is left is that of the deviations dropped, and none is while they fit.
+                squares -= term(index + 1) * ring[index % rank].double().square()
             slots["deviations"][name] = ring
+            squares = squares.clamp_min(0) if count > rank else torch.zeros_like(squares)
+        slots[base][name] = squares.float()
     swag = SWAG(rank=rank)
     swag.load_state_dict({"class": "SWAG", "count": count, "settings": swag.settings, "slots": slots})
     return swag
@@ -89,14 +98,13 @@ def to_swa_gaussian(swag: SWAG, *, prefix: str = "base.") -> dict[str, Tensor]:
     >>> to_swa_gaussian(swag)["base.w_sq_mean"]
     tensor([12.5000])
     """
-    mean = swag.mean()
+    mean, diagonal = swag.mean(), swag._diagonal()
     slots = swag.state_dict()["slots"]
     held = min(swag.count, swag.rank)
     state = {"n_models": torch.tensor([swag.count])}
     for name, average in mean.items():
-        variance = slots["squares"][name].double() / swag.count
         state[f"{prefix}{name}_mean"] = average.float()
-        state[f"{prefix}{name}_sq_mean"] = (average.double().square() + variance).float()
+        state[f"{prefix}{name}_sq_mean"] = (average.double().square() + diagonal[name].double()).float()
         if swag.rank:
             ring = slots["deviations"][name].float()
             order = [index % swag.rank for index in range(swag.count - held, swag.count)]
