@@ -13,6 +13,7 @@ SOURCE = ROOT / "src" / "lowland"
 
 # Lowest first: a module or package imports only from the rows above its own. A package's files may import each other.
 ROWS: list[tuple[str, set[str]]] = [
+    ("0 shards and threads", {"shards", "background"}),
     ("0 tensors", {"weights", "moments"}),
     ("1 seam", {"averager", "scores"}),
     ("2 methods", {"swa", "ema", "snapshots", "swag", "aswa", "mixture", "soup", "cycles", "population", "linear"}),
