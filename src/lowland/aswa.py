@@ -61,6 +61,8 @@ class ASWA(Averager):
     ['first', 'hard', 'soft', 'soft', 'soft', 'reject']
     """
 
+    _may_run_beside = False  # the score may use the very model that is being trained
+
     def __init__(
         self,
         score: Score,

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, ClassVar, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from . import background
 from .moments import first_nonfinite
+from .shards import (
+    anywhere,
+    check_placements,
+    check_same_placements,
+    is_sharded,
+    like,
+    local,
+    part_of,
+)
 from .weights import Select, Weights, check_same, clone_of, parameters, select_name, weights_of
 
 Slot = dict[str, Tensor]
@@ -27,9 +37,18 @@ class Averager(ABC):
 
     Args of every averager:
         select: which tensors of a model are averaged (a mapping given to `update` is taken as it is).
-        device: where the averages are kept; None keeps each beside the tensor it averages.
-        check_finite: refuse an iterate with a NaN or an infinity by the name of its tensor; one more read.
+        device: where the averages are kept; None keeps each beside the tensor it averages. With `"cpu"` and weights on
+            a CUDA device, `update` copies them on that device and returns; the rest runs beside the next step. Every
+            other call waits for it, and raises what it raised: a refused iterate is reported then.
+        check_finite: refuse an iterate with a NaN or an infinity by the name of its tensor; one more read. With sharded
+            weights (DTensors) the ranks agree, by one number each, and all refuse; everything else an averager does
+            with shards needs no communication.
     """
+
+    # Whether an update may run beside the training step: not where it calls back into the user's model.
+    _may_run_beside: ClassVar[bool] = True
+    # None: where it pays, for weights on CUDA averaged on the CPU. Tests set it.
+    _run_beside: bool | None = None
 
     def __init__(
         self, *, select: Select = parameters, device: torch.device | str | None = None, check_finite: bool = True
@@ -37,8 +56,10 @@ class Averager(ABC):
         self.select = select
         self.device = None if device is None else torch.device(device)
         self.check_finite = check_finite
-        self.count = 0
-        self._slots: dict[str, Slot] = {}
+        self._updates = 0
+        self._kept: dict[str, Slot] = {}
+        self._background: background.Background | None = None
+        self._snapshots: background.Snapshots | None = None
 
     def __init_subclass__(cls) -> None:
         KINDS[cls.__name__] = cls
@@ -88,23 +109,29 @@ class Averager(ABC):
         Raises:
             ValueError: names or shapes differ from the first update's, or a value is not finite. Nothing is changed.
         """
+        self._settle()
         weights = self._read(model_or_weights)
-        if self._slots:
-            check_same(self._like(), weights, what=f"update of {type(self).__name__}")
-        name = first_nonfinite(weights) if self.check_finite else None
-        if name is not None:
-            raise ValueError(
-                f"{name} holds a value that is not finite: this iterate is refused and {type(self).__name__} is "
-                "unchanged; lower the learning rate or clip gradients, or pass check_finite=False to average it"
-            )
         fresh = not self._slots
+        if not fresh:
+            what = f"update of {type(self).__name__}"
+            check_same(self._like(), weights, what=what)
+            check_same_placements(self._like(), weights, what=what)
+        beside = not fresh and self._wants_to_run_beside(weights)
+        check_now = self.check_finite and (not beside or any(is_sharded(tensor) for tensor in weights.values()))
+        if check_now:
+            # Sharded weights are checked here and not beside the step, whose own collectives must not be crossed.
+            self._refuse(first_nonfinite({name: local(tensor) for name, tensor in weights.items()}), weights)
+        if beside:
+            self._background = self._background or background.Background()
+            self._snapshots = self._snapshots or background.Snapshots()
+            snapshot = self._snapshots.take(weights)
+            self._background.submit(lambda: self._absorb_beside(snapshot, self.check_finite and not check_now))
+            return
         if fresh:
-            self._slots = self._allocate({name: self._home(tensor) for name, tensor in weights.items()})
-        self.count += 1
+            self._slots = self._make_slots(weights)
         try:
-            self._absorb(weights)
+            self._count_and_absorb(weights)
         except BaseException:
-            self.count -= 1
             if fresh:
                 self._slots = {}
             raise
@@ -119,8 +146,32 @@ class Averager(ABC):
         """
         if self._slots:
             raise RuntimeError(f"{type(self).__name__} already holds {self.count} updates: allocate a new one")
-        weights = self._read(model_or_weights)
-        self._slots = self._allocate({name: self._home(tensor) for name, tensor in weights.items()})
+        self._slots = self._make_slots(self._read(model_or_weights))
+
+    @property
+    def count(self) -> int:
+        """How many updates the averager has taken."""
+        self._settle()
+        return self._updates
+
+    @count.setter
+    def count(self, count: int) -> None:
+        self._settle()
+        self._updates = count
+
+    @final
+    def bytes_per_parameter(self, dtype: torch.dtype = torch.float32) -> int:
+        """Return the memory that the averager holds for one parameter of `dtype`, in bytes.
+
+        For weights on CUDA averaged on the CPU there is one copy of the weights in pinned memory beside this, and while
+        an update is under way one on the device.
+
+        >>> from lowland import EMA, SWAG
+        >>> EMA().bytes_per_parameter(), SWAG(rank=20).bytes_per_parameter()
+        (4, 88)
+        """
+        slots = self._allocate({"parameter": torch.empty(1, dtype=dtype, device="meta")})
+        return sum(tensor.numel() * tensor.element_size() for slot in slots.values() for tensor in slot.values())
 
     @final
     def state_dict(self) -> dict[str, Any]:
@@ -128,18 +179,15 @@ class Averager(ABC):
 
         `torch.load(weights_only=True)`, `torch.distributed.checkpoint` and `lowland.save` all hold it.
         """
-        return {
-            "class": type(self).__name__,
-            "count": self.count,
-            "settings": self.settings,
-            "scalars": self._scalars(),
-            "slots": {slot: clone_of(tensors) for slot, tensors in self._slots.items()},
-        }
+        state = self._views()
+        return {**state, "slots": {slot: clone_of(tensors) for slot, tensors in state["slots"].items()}}
 
     @final
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a state made by `state_dict` of the same class under the same hyper-parameters.
+
+        An averager that holds or has allocated sharded tensors takes its parts of a state of whole ones.
 
         Raises:
             ValueError: the class, a hyper-parameter, a name or a shape differs, by name. Nothing is changed.
@@ -154,13 +202,10 @@ class Averager(ABC):
         if not isinstance(count, int) or count < 0:
             raise ValueError(f"the state's count must be a whole number >= 0, got {count!r}")
         if self._slots and slots:
-            for slot in self._slots:
-                if slot not in slots:
-                    raise ValueError(f"the state lacks the slot {slot!r}, it has {sorted(slots)}")
-                check_same(self._slots[slot], slots[slot], what=f"loading the slot {slot!r} of {state['class']}")
+            slots = {slot: self._fitting(slot, slots) for slot in self._slots}
         # DCP and torch.load may hand back the very tensors we would go on writing into: keep copies.
         taken = {
-            slot: {name: self._home(tensor).clone() for name, tensor in tensors.items()}
+            slot: {name: like(self._home(local(tensor)).clone(), tensor) for name, tensor in tensors.items()}
             for slot, tensors in slots.items()
         }
         # First of the three, as a method may refuse damaged scalars.
@@ -174,9 +219,95 @@ class Averager(ABC):
         if not self.check_finite:
             shown["check_finite"] = False
         inside = ", ".join(f"{key}={value}" for key, value in shown.items())
-        return f"{type(self).__name__}({inside}) after {self.count} updates"
+        if self._background is not None:
+            self._background.wait()  # a refused iterate is no reason for a repr to raise
+        return f"{type(self).__name__}({inside}) after {self._updates} updates"
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._settle()
+        return {**self.__dict__, "_background": None, "_snapshots": None}
 
     # Private helpers.
+
+    @property
+    def _slots(self) -> dict[str, Slot]:
+        self._settle()
+        return self._kept
+
+    @_slots.setter
+    def _slots(self, slots: dict[str, Slot]) -> None:
+        self._settle()
+        self._kept = slots
+
+    def _settle(self) -> None:
+        """Wait for an update under way and raise what it raised; in the thread that makes it, do nothing."""
+        if self._background is not None:
+            self._background.join()
+
+    def _wants_to_run_beside(self, weights: Slot) -> bool:
+        if not self._may_run_beside or self._run_beside is not None:
+            return self._may_run_beside and bool(self._run_beside)
+        on_cpu = self.device is not None and self.device.type == "cpu"
+        return on_cpu and any(tensor.is_cuda for tensor in weights.values())
+
+    @torch.no_grad()
+    def _absorb_beside(self, snapshot: background.Snapshot, check: bool) -> None:
+        if check:
+            with snapshot.beside():
+                name = first_nonfinite(snapshot.copies)
+            self._refuse(name, {})
+        self._count_and_absorb(snapshot.fetch())
+
+    def _count_and_absorb(self, weights: Slot) -> None:
+        self._updates += 1
+        try:
+            self._absorb(weights)
+        except BaseException:
+            self._updates -= 1
+            raise
+
+    def _refuse(self, name: str | None, weights: Slot) -> None:
+        """Raise if a tensor's name is given, here or on another rank that holds shards of the same tensors."""
+        if not anywhere(name is not None, weights):
+            return
+        what = "a tensor, on another rank," if name is None else name
+        raise ValueError(
+            f"{what} holds a value that is not finite: this iterate is refused and {type(self).__name__} is "
+            "unchanged; lower the learning rate or clip gradients, or pass check_finite=False to average it"
+        )
+
+    def _make_slots(self, weights: Slot) -> dict[str, Slot]:
+        """Allocate on the shards alone, and place what comes as the weights are placed."""
+        shards = {name: self._home(local(tensor)) for name, tensor in weights.items()}
+        return {
+            slot: {
+                name: like(t, weights[name], leading=t.shape[: t.ndim - shards[name].ndim]) for name, t in own.items()
+            }
+            for slot, own in self._allocate(shards).items()
+        }
+
+    def _fitting(self, slot: str, slots: Mapping[str, Slot]) -> Slot:
+        """The named slot of a state, in shards where our own is; refused by name unless it fits."""
+        if slot not in slots:
+            raise ValueError(f"the state lacks the slot {slot!r}, it has {sorted(slots)}")
+        own, given, what = self._slots[slot], slots[slot], f"loading the slot {slot!r} of {type(self).__name__}"
+        check_same(own, given, what=what)
+        parts = {
+            name: part_of(given[name], tensor) if is_sharded(tensor) and not is_sharded(given[name]) else given[name]
+            for name, tensor in own.items()
+        }
+        check_same_placements(own, parts, what=what)
+        return parts
+
+    def _views(self) -> dict[str, Any]:
+        """The state with the slots' own tensors, which the next update changes."""
+        return {
+            "class": type(self).__name__,
+            "count": self.count,
+            "settings": self.settings,
+            "scalars": self._scalars(),
+            "slots": {slot: dict(tensors) for slot, tensors in self._slots.items()},
+        }
 
     def _read(self, model_or_weights: nn.Module | Weights) -> dict[str, Tensor]:
         if isinstance(model_or_weights, nn.Module):
@@ -220,6 +351,7 @@ class Averager(ABC):
 
 
 def _real(weights: Slot) -> Slot:
+    check_placements(weights)
     complex_ones = [name for name, tensor in weights.items() if tensor.is_complex()]
     if complex_ones:
         raise ValueError(f"{complex_ones[:5]} are complex: pass torch.view_as_real of them, or leave them out")

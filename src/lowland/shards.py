@@ -127,18 +127,58 @@ def runs_of(
     >>> runs_of((2, 3), (2,), (0,), [(1, 1)])
     [(0, 0, 2), (3, 2, 2)]
     """
-    held: list[list[_Interval]] = [[(0, size)] if size else [] for size in shape]
-    for size, index, entry in zip(mesh, coordinate, layout, strict=True):
-        if entry is not None:
-            dim, factor = entry
-            held[dim] = _split(held[dim], size, index, factor)
     found: list[Run] = [(0, 0, 1)]
     whole, part = 1, 1  # elements of the dimensions to the right, global and local
-    for size, intervals in zip(reversed(shape), reversed(held), strict=True):
+    for size, intervals in zip(reversed(shape), reversed(_held(shape, mesh, coordinate, layout)), strict=True):
         found = _outer(intervals, found, whole, part)
         whole *= size
         part *= sum(length for _, length in intervals)
     return found
+
+
+def part_of(whole: Tensor, tensor: Tensor) -> Tensor:
+    """Return this rank's part of the plain tensor `whole`, placed as `tensor` is; a copy where `tensor` is a DTensor.
+
+    Raises:
+        ValueError: the shapes differ, or `tensor` holds partial sums.
+
+    >>> part_of(torch.ones(2), torch.zeros(2))
+    tensor([1., 1.])
+    """
+    if whole.shape != tensor.shape:
+        raise ValueError(f"a part is taken from a tensor of shape {tuple(tensor.shape)}, got {tuple(whole.shape)}")
+    sharded = _dtensor(tensor)
+    if sharded is None:
+        return whole
+    part, coordinate = whole, sharded.device_mesh.get_coordinate()
+    if coordinate is None:
+        return like(local(tensor).to(whole.dtype), tensor)
+    held = _held(tuple(whole.shape), tuple(sharded.device_mesh.shape), coordinate, _layout(sharded))
+    for dim, intervals in enumerate(held):
+        pieces = [part.narrow(dim, start, length) for start, length in intervals] or [part.narrow(dim, 0, 0)]
+        part = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+    return like(part.to(local(tensor).device).clone(memory_format=torch.contiguous_format), tensor)
+
+
+def anywhere(flag: bool, weights: Mapping[str, Tensor]) -> bool:
+    """Say whether `flag` is true on any rank that shares the DTensors among `weights`: one number is exchanged.
+
+    Every rank of their meshes must call this. Without DTensors nothing is exchanged and the answer is `flag`.
+
+    >>> anywhere(False, {"w": torch.zeros(2)})
+    False
+    """
+    found = (_dtensor(tensor) for tensor in weights.values())
+    meshes = list(dict.fromkeys(sharded.device_mesh for sharded in found if sharded is not None))
+    # The largest last: where it covers the others, all its ranks know what any of them said.
+    for mesh in sorted(meshes, key=lambda mesh: mesh.size()):
+        for axis in range(mesh.ndim):
+            if mesh.get_coordinate() is None or mesh.size(axis) == 1:
+                continue
+            said = torch.tensor(int(flag), device=mesh.device_type)
+            torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX, group=mesh.get_group(axis))
+            flag = bool(said)
+    return flag
 
 
 def check_placements(weights: Mapping[str, Tensor]) -> None:
@@ -249,6 +289,18 @@ def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
 
 def _placed(tensor: DTensor | None) -> str:
     return "a plain tensor" if tensor is None else f"a DTensor placed {tuple(tensor.placements)}"
+
+
+def _held(
+    shape: Sequence[int], mesh: Sequence[int], coordinate: Sequence[int], layout: Sequence[tuple[int, int] | None]
+) -> list[list[_Interval]]:
+    """Of each dimension, what the rank at `coordinate` holds, in the order of its local tensor."""
+    held: list[list[_Interval]] = [[(0, size)] if size else [] for size in shape]
+    for size, index, entry in zip(mesh, coordinate, layout, strict=True):
+        if entry is not None:
+            dim, factor = entry
+            held[dim] = _split(held[dim], size, index, factor)
+    return held
 
 
 def _split(held: list[_Interval], parts: int, index: int, factor: int) -> list[_Interval]:
