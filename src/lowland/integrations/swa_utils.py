@@ -1,7 +1,7 @@
 """`torch.optim.swa_utils` and lowland: conversion in both directions, and torch's averaging functions as an averager.
 
-`AveragedModel` keeps a copy of the whole module and averages in the dtype of the model; what it has counted and averaged
-goes on in an averager, and back. `avg_fn` and `multi_avg_fn` are taken as they are by `Function`.
+`AveragedModel` keeps a copy of the whole module and averages in the dtype of the model; what it has counted and
+averaged goes on in an averager, and back. `avg_fn` and `multi_avg_fn` are taken as they are by `Function`.
 """
 
 from __future__ import annotations
