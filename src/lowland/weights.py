@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .shards import check_same_placements, is_sharded, local, part_of, reshard
+
 Weights = Mapping[str, Tensor]
 Select = Callable[[str, Tensor], bool]
 Score = Callable[[Weights], float]
@@ -123,6 +125,7 @@ def bare_name(name: str) -> str:
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and persistent buffer once, by identity, under its first bare name."""
+    reshard(model)  # else the root's parameters are whole copies after a forward, and what is written into them is lost
     seen: set[int] = set()
     transient = {
         f"{prefix}.{key}" if prefix else key
@@ -225,7 +228,11 @@ def _targets(weights: Weights, model: nn.Module) -> dict[str, Tensor]:
             f"it has {_short(list(own))}: pass weights of this architecture"
         )
     targets = {name: tensor for name, tensor in found.items() if tensor is not None}
-    check_same(targets, weights, what=f"writing into {type(model).__name__}")
+    what = f"writing into {type(model).__name__}"
+    check_same(targets, weights, what=what)
+    # Whole tensors may be written into shards, of which each rank takes its part.
+    alike = {name: t for name, t in targets.items() if is_sharded(weights[name]) or not is_sharded(t)}
+    check_same_placements(alike, weights, what=what)
     return targets
 
 
@@ -240,7 +247,8 @@ def copy_to(weights: Weights, model: nn.Module) -> None:
     """Write `weights` into the model's own tensors, in place, cast to their dtype and device.
 
     Tensors that `weights` does not name stay as they are. Nothing is written unless every name and shape fits.
-    Writing in place keeps optimisers, compiled graphs and tied weights valid.
+    Writing in place keeps optimisers, compiled graphs and tied weights valid. Into the shards of a model under
+    `fully_shard` or tensor parallelism go shards placed alike, or whole tensors, of which each rank takes its part.
 
     Raises:
         ValueError: the model has no such tensor, or its shape differs.
@@ -251,7 +259,7 @@ def copy_to(weights: Weights, model: nn.Module) -> None:
     3.0
     """
     for name, target in _targets(weights, model).items():
-        target.copy_(weights[name])
+        local(target).copy_(local(part_of(weights[name], target) if not is_sharded(weights[name]) else weights[name]))
 
 
 @contextmanager
@@ -280,6 +288,7 @@ def applied(model: nn.Module, weights: Weights) -> Iterator[nn.Module]:
         copy_to(weights, model)
         yield model
     finally:
+        reshard(model)  # a forward in the block may have left the root with whole copies of `weights`
         with torch.no_grad():
             for tensor, original in saved:
-                tensor.copy_(original)
+                local(tensor).copy_(local(original))
