@@ -20,6 +20,7 @@ SUBMODULES = {
     *("weights", "averager", "moments"),
     *("swa", "ema", "snapshots", "swag", "aswa", "mixture", "soup", "cycles"),
     *("batchnorm", "predict", "calibration", "files"),
+    *("profiles", "retroactive", "recorder"),
 }
 
 
