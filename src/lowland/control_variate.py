@@ -112,8 +112,9 @@ def bn_reference(
     layers = layers_of(model)
     if not layers:
         return BNReference(source, {}, [], 0, keep)
-    sums, parts, seen = source.refresh_all_(model, layers, keep)
-    kept = [_Kept(batch, _mark(batch), part) for batch, part in parts]
+    marks: list[tuple[float, ...]] = []
+    sums, parts, seen = source.refresh_all_(model, layers, keep, marks)
+    kept = [_Kept(batch, mark, part) for (batch, part), mark in zip(parts, marks, strict=True)]
     return BNReference(source, sums, kept, source.largest(seen), keep)
 
 
@@ -228,10 +229,15 @@ class _Source(Generic[Batch]):
     synchronise: bool
 
     def refresh_all_(
-        self, model: nn.Module, layers: Layers, keep: int = 0
+        self, model: nn.Module, layers: Layers, keep: int = 0, marks: list[tuple[float, ...]] | None = None
     ) -> tuple[Half, list[tuple[Batch, Half]], int]:
-        some = islice(self.batches, self.max_batches)
-        return refresh_all_(model, layers, some, self.run, self.weighting, self.synchronise, keep)
+        def marked() -> Iterator[Batch]:
+            for number, batch in enumerate(islice(self.batches, self.max_batches)):
+                if marks is not None and number < keep:
+                    marks.append(_mark(batch))
+                yield batch
+
+        return refresh_all_(model, layers, marked(), self.run, self.weighting, self.synchronise, keep)
 
     def largest(self, number: int) -> int:
         """The largest of all ranks' numbers."""
