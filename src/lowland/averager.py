@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import background
 from .moments import first_nonfinite
+from .passes import Passes
 from .shards import (
     anywhere,
     check_placements,
@@ -58,6 +59,7 @@ class Averager(ABC):
         self.check_finite = check_finite
         self._updates = 0
         self._kept: dict[str, Slot] = {}
+        self._passes = Passes()
         self._background: background.Background | None = None
         self._snapshots: background.Snapshots | None = None
 
@@ -120,7 +122,7 @@ class Averager(ABC):
         check_now = self.check_finite and (not beside or any(is_sharded(tensor) for tensor in weights.values()))
         if check_now:
             # Sharded weights are checked here and not beside the step, whose own collectives must not be crossed.
-            self._refuse(first_nonfinite({name: local(tensor) for name, tensor in weights.items()}), weights)
+            self._refuse(self._passes.first_nonfinite(weights), weights)
         if beside:
             self._background = self._background or background.Background()
             self._snapshots = self._snapshots or background.Snapshots()
@@ -192,6 +194,11 @@ class Averager(ABC):
         Raises:
             ValueError: the class, a hyper-parameter, a name or a shape differs, by name. Nothing is changed.
         """
+        # DCP and torch.load may hand back the very tensors we would go on writing into: keep copies.
+        self._adopt(state, copy=True)
+
+    def _adopt(self, state: Mapping[str, Any], *, copy: bool = False) -> None:
+        """Take a state; without `copy` its tensors are ours from now on, where device and placement allow."""
         missing = [key for key in ("class", "count", "settings", "slots") if key not in state]
         if missing:
             raise ValueError(f"this is no averager's state: it lacks {missing}; pass what state_dict() returned")
@@ -203,9 +210,8 @@ class Averager(ABC):
             raise ValueError(f"the state's count must be a whole number >= 0, got {count!r}")
         if self._slots and slots:
             slots = {slot: self._fitting(slot, slots) for slot in self._slots}
-        # DCP and torch.load may hand back the very tensors we would go on writing into: keep copies.
         taken = {
-            slot: {name: like(self._home(local(tensor)).clone(), tensor) for name, tensor in tensors.items()}
+            slot: {name: self._at_home(tensor, copy) for name, tensor in tensors.items()}
             for slot, tensors in slots.items()
         }
         # First of the three, as a method may refuse damaged scalars.
@@ -225,7 +231,7 @@ class Averager(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
-        return {**self.__dict__, "_background": None, "_snapshots": None}
+        return {**self.__dict__, "_background": None, "_snapshots": None, "_passes": Passes()}
 
     # Private helpers.
 
@@ -275,6 +281,10 @@ class Averager(ABC):
             f"{what} holds a value that is not finite: this iterate is refused and {type(self).__name__} is "
             "unchanged; lower the learning rate or clip gradients, or pass check_finite=False to average it"
         )
+
+    def _at_home(self, tensor: Tensor, copy: bool) -> Tensor:
+        shard = self._home(local(tensor))
+        return like(shard.clone() if copy else shard, tensor)
 
     def _make_slots(self, weights: Slot) -> dict[str, Slot]:
         """Allocate on the shards alone, and place what comes as the weights are placed."""

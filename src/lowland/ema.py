@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .averager import Averager, Settings, Slot
-from .moments import lerp_, wide_zeros
+from .moments import wide_zeros
 from .weights import Select, Weights, clone_of, parameters
 
 Decay = float | Callable[[int], float]
@@ -172,8 +172,7 @@ class EMA(Averager):
         return {"mean": wide_zeros(like)}
 
     def _absorb(self, weights: Weights) -> None:
-        mean = self._slots["mean"]
-        lerp_(mean.values(), (weights[name] for name in mean), 1 - self._decay_at(self.count - 1))
+        self._passes.lerp_(self._slots["mean"], weights, 1 - self._decay_at(self.count - 1))
 
     def _decay_at(self, count: int) -> float:
         if count == 0:

@@ -11,7 +11,8 @@ about 3e-4 of their size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,17 +50,19 @@ def first_nonfinite(weights: Mapping[str, Tensor]) -> str | None:
     'b'
     """
     # One read and two scalars a tensor, where isfinite().all() writes a mask of the tensor's size.
-    floats = {name: t for name, t in weights.items() if t.is_floating_point() and t.numel()}
-    if not floats:
-        return None
-    bad = torch.stack([_not_finite(t) for t in floats.values()]).tolist()
-    return next((name for name, flag in zip(floats, bad, strict=True) if flag), None)
-
-
-def _not_finite(tensor: Tensor) -> Tensor:
-    # The extremes are NaN as soon as one element is, and infinite as soon as one element is.
-    low, high = torch.aminmax(tensor.detach())
-    return ~(torch.isfinite(low) & torch.isfinite(high)).cpu()
+    extremes: dict[torch.device, list[Tensor]] = {}
+    names: dict[torch.device, list[str]] = {}
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and tensor.numel():
+            # NaN as soon as one element is, and infinite as soon as one element is.
+            extremes.setdefault(tensor.device, []).append(torch.stack(torch.aminmax(tensor.detach())).double())
+            names.setdefault(tensor.device, []).append(name)
+    bad: set[str] = set()
+    for device, found in extremes.items():
+        # One wait for a device, not one for each tensor.
+        flags = torch.stack(found).isfinite().all(1).tolist()
+        bad.update(name for name, finite in zip(names[device], flags, strict=True) if not finite)
+    return next((name for name in weights if name in bad), None)
 
 
 @torch.no_grad()
@@ -86,49 +89,76 @@ def lerp_(average: Iterable[Tensor], weights: Iterable[Tensor], weight: float) -
 
 @torch.no_grad()
 def welford_(
-    mean: Tensor,
-    base: Tensor,
-    weights: Tensor,
+    means: Sequence[Tensor],
+    bases: Sequence[Tensor],
+    weights: Sequence[Tensor],
     count: int,
-    column: Tensor | None = None,
+    columns: Sequence[Tensor] | None = None,
     evicted: float | None = None,
 ) -> None:
-    """Absorb the `count`-th iterate (from 1) of one tensor into its mean, second moment and deviations.
+    """Absorb the `count`-th iterate (from 1) of many tensors into their means, second moments and deviations.
 
-    All operations of one tensor run before the next tensor's, so that a tensor is read from memory once.
+    All operations of a few tensors, or of a piece of a large one, run before those of the next, so that what is read
+    from memory is read once.
 
     Args:
-        mean: of the iterates so far.
-        base: the sum of squared deviations; with `evicted`, that of the columns no longer held.
+        means: of the iterates so far.
+        bases: the sums of squared deviations; with `evicted`, those of the columns no longer held.
         weights: the iterate.
-        column: of any floating dtype; receives the deviation from the mean that already holds the iterate.
-        evicted: None adds this iterate's term to `base`; a number adds that multiple of the square of what `column`
-            holds before it is overwritten, and 0.0 leaves `base` untouched.
+        columns: of one floating dtype; they receive the deviation from the mean that already holds the iterate.
+        evicted: None adds this iterate's term to `bases`; a number adds that multiple of the squares of what `columns`
+            hold before they are overwritten, and 0.0 leaves `bases` untouched.
 
     >>> mean, squares = torch.zeros(1), torch.zeros(1)
     >>> for n, w in enumerate([1.0, 3.0, 2.0, 6.0], start=1):
-    ...     welford_(mean, squares, torch.tensor([w]), n)
+    ...     welford_([mean], [squares], [torch.tensor([w])], n)
     >>> mean, squares / 4
     (tensor([3.]), tensor([3.5000]))
     """
-    source = weights.to(mean.device, mean.dtype)
-    if column is not None and evicted:
-        leaving = column.to(base.dtype)
-        base.addcmul_(leaving, leaving, value=evicted)
-    if count == 1:
-        mean.copy_(source)
-        if column is not None:
-            column.zero_()
-        return
-    mean.lerp_(source, 1 / count)
-    if evicted is not None and column is not None and column.dtype == mean.dtype:
-        torch.sub(source, mean, out=column)
-        return
-    deviation = torch.sub(source, mean)
-    if evicted is None:
-        base.addcmul_(deviation, deviation, value=count / (count - 1))
-    if column is not None:
-        column.copy_(deviation)
+    rows = [list(means), list(bases), list(weights), [None] * len(means) if columns is None else list(columns)]
+    for mean, base, source, column in _batches(rows):
+        source = [w.to(m.device, m.dtype) for w, m in zip(source, mean, strict=True)]
+        if columns is not None and evicted:
+            leaving = [c.to(b.dtype) for c, b in zip(column, base, strict=True)]
+            torch._foreach_addcmul_(base, leaving, leaving, value=evicted)
+        if count == 1:
+            torch._foreach_copy_(mean, source)
+            if columns is not None:
+                torch._foreach_zero_(column)
+            continue
+        torch._foreach_lerp_(mean, source, 1 / count)
+        deviation = torch._foreach_sub(source, mean)
+        if evicted is None:
+            torch._foreach_addcmul_(base, deviation, deviation, value=count / (count - 1))
+        if columns is not None:
+            torch._foreach_copy_(column, deviation)
+
+
+PIECE = {"cpu": 1 << 17}  # elements: what an update touches of a piece stays in a core's own cache
+PIECE_ELSEWHERE = 1 << 22  # on a GPU the calls are what costs, and 16 MB the largest temporary
+
+
+def _batches(rows: list[list[Any]]) -> Iterator[list[list[Any]]]:
+    """Cut parallel lists of tensors into lists of a few tensors each, and large tensors into flat pieces."""
+    batch: list[list[Any]] = [[] for _ in rows]
+    total, device = 0, None
+    for tensors in zip(*rows, strict=True):
+        first = tensors[0]
+        most = PIECE.get(first.device.type, PIECE_ELSEWHERE)
+        if batch[0] and (total + first.numel() > most or first.device != device):
+            yield batch
+            batch, total = [[] for _ in rows], 0
+        device, size = first.device, first.numel()
+        if size <= most or not all(t is None or t.is_contiguous() for t in tensors):
+            for held, tensor in zip(batch, tensors, strict=True):
+                held.append(tensor)
+            total += size
+            continue
+        flat = [None if t is None else t.view(-1) for t in tensors]
+        for begin in range(0, size, most):
+            yield [[None if t is None else t[begin : begin + most]] for t in flat]
+    if batch[0]:
+        yield batch
 
 
 def term(iterate: int) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .averager import Averager, Settings, Slot
-from .moments import lerp_, wide_zeros
+from .moments import wide_zeros
 from .weights import Weights, clone_of
 
 
@@ -35,8 +35,7 @@ class SWA(Averager):
         return {"mean": wide_zeros(like)}
 
     def _absorb(self, weights: Weights) -> None:
-        mean = self._slots["mean"]
-        lerp_(mean.values(), (weights[name] for name in mean), 1 / self.count)
+        self._passes.lerp_(self._slots["mean"], weights, 1 / self.count)
 
     def mean(self) -> dict[str, Tensor]:
         self._need()

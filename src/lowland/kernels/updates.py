@@ -1,0 +1,261 @@
+"""One pass over many tensors: mean, second moment and deviations of one update, and the check for finite values.
+
+    mean += weight (w - mean)         dev = w - mean (new)         base += factor dev^2         column = dev
+
+A kernel takes addresses and walks blocks of at most `BLOCK` elements, so that 192 small tensors and one of 1 GB are
+both cut into parts of equal work. Each step is written on vectors of 16 elements: columns are stored past the cache
+(nobody reads them before the next draw), which saves reading what is about to be overwritten, and compilers do not do
+it by themselves. Multiply and add are fused as torch's own kernels fuse them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils as untyped_cgutils
+from numba.extending import intrinsic
+
+cgutils: Any = untyped_cgutils
+
+FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
+SIZES = (4, 2, 2)
+LANES = 16
+
+# What happens to the second moment and the column.
+MODES = MEAN, SQUARES, COLUMN, EVICT, ROUNDED = range(5)
+PAST_CACHE = (COLUMN, ROUNDED)
+EXPONENTS = (0x7F800000, 0x7F80, 0x7C00)
+
+
+def _vector(element: ir.Type, lanes: int) -> ir.Type:
+    return ir.VectorType(element, lanes)
+
+
+class _Emit:
+    """Writes the steps of one vector into a function that is being compiled."""
+
+    def __init__(self, builder: ir.IRBuilder, lanes: int) -> None:
+        self.builder, self.lanes = builder, lanes
+        self.floats = _vector(ir.FloatType(), lanes)
+        self.words = _vector(ir.IntType(32), lanes)
+        self.halves = _vector(ir.IntType(16), lanes)
+
+    def pointer(self, address: ir.Value, kind: ir.Type) -> ir.Value:
+        return self.builder.inttoptr(address, kind.as_pointer())
+
+    def word(self, value: int) -> ir.Constant:
+        return ir.Constant(self.words, [value] * self.lanes)
+
+    def splat(self, value: ir.Value) -> ir.Value:
+        empty = ir.Constant(_vector(value.type, self.lanes), ir.Undefined)
+        one = self.builder.insert_element(empty, value, ir.Constant(ir.IntType(32), 0))
+        zeros = ir.Constant(self.words, [0] * self.lanes)
+        return self.builder.shuffle_vector(one, empty, zeros)
+
+    def load(self, address: ir.Value, kind: int) -> ir.Value:
+        """16 numbers of any of the three kinds as float32."""
+        if kind == FLOAT32:
+            return self.builder.load(self.pointer(address, self.floats), align=4)
+        if kind == FLOAT16:
+            small = self.builder.load(self.pointer(address, _vector(ir.HalfType(), self.lanes)), align=2)
+            return self.builder.fpext(small, self.floats)
+        bits = self.builder.load(self.pointer(address, self.halves), align=2)
+        return self.builder.bitcast(self.builder.shl(self.builder.zext(bits, self.words), self.word(16)), self.floats)
+
+    def store(self, value: ir.Value, address: ir.Value, past_cache: bool = False) -> None:
+        size = value.type.element.width // 8 if isinstance(value.type.element, ir.IntType) else 4
+        align = size * self.lanes if past_cache else size
+        done = self.builder.store(value, self.pointer(address, value.type), align=align)
+        if past_cache:
+            one = self.builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+            done.set_metadata("nontemporal", one)
+
+    def bfloat16(self, value: ir.Value) -> ir.Value:
+        """Round to nearest even; what is not a number stays so."""
+        b = self.builder
+        bits = b.bitcast(value, self.words)
+        odd = b.and_(b.lshr(bits, self.word(16)), self.word(1))
+        rounded = b.lshr(b.add(bits, b.add(odd, self.word(0x7FFF))), self.word(16))
+        rounded = b.select(b.fcmp_unordered("uno", value, value), self.word(0x7FC0), rounded)
+        return b.trunc(rounded, self.halves)
+
+    def fma(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+        kind = ir.FunctionType(self.floats, [self.floats] * 3)
+        name = f"llvm.fma.v{self.lanes}f32"
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(function, [x, y, z])
+
+
+def _step(emit: _Emit, mode: int, kind: int, at: list[ir.Value], numbers: list[ir.Value], past_cache: bool) -> None:
+    """One vector of one update at the addresses of weights, mean, base and column."""
+    b, (w, m, base, column), (rate, late, factor) = emit.builder, at, numbers
+    weights = emit.load(w, kind)
+    old = emit.load(m, FLOAT32)
+    # As torch: mean + rate (w - mean), or w + (rate - 1)(w - mean) for a rate of at least a half.
+    mean = emit.fma(emit.splat(rate), b.fsub(weights, old), b.select(late, weights, old))
+    emit.store(mean, m)
+    if mode == MEAN:
+        return
+    deviation = b.fsub(weights, mean)
+    if mode in (SQUARES, EVICT, ROUNDED):
+        moved = emit.load(column, FLOAT32) if mode == EVICT else deviation
+        emit.store(emit.fma(b.fmul(emit.splat(factor), moved), moved, emit.load(base, FLOAT32)), base)
+    if mode in (COLUMN, EVICT):
+        emit.store(deviation, column, past_cache)
+    elif mode == ROUNDED:
+        emit.store(emit.bfloat16(deviation), column, past_cache)
+
+
+def _loops(
+    builder: ir.IRBuilder, mode: int, kind: int, n: ir.Value, at: list[ir.Value], numbers: list[ir.Value]
+) -> None:
+    """All steps of a block: single elements until the column is aligned, vectors, single elements."""
+    word = n.type
+    sizes = (SIZES[kind], 4, 4, 2 if mode == ROUNDED else 4)
+    size = sizes[3]
+
+    def constant(value: int) -> ir.Constant:
+        return ir.Constant(word, value)
+
+    def walk(start: ir.Value, stop: ir.Value, lanes: int, times: int, past_cache: bool) -> None:
+        emit = _Emit(builder, lanes)
+        with cgutils.for_range_slice(builder, start, stop, constant(lanes * times), word) as (index, _):
+            for turn in range(times):
+                place = builder.add(index, constant(turn * lanes))
+                addresses = [builder.add(a, builder.mul(place, constant(s))) for a, s in zip(at, sizes, strict=True)]
+                _step(emit, mode, kind, addresses, numbers, past_cache)
+
+    head = constant(0)
+    past_cache = mode in PAST_CACHE
+    if past_cache:
+        short = builder.and_(builder.neg(at[3]), constant(LANES * size - 1))
+        head = builder.udiv(short, constant(size))
+        head = builder.select(builder.icmp_signed("<", head, n), head, n)
+        walk(constant(0), head, 1, 1, False)
+    rest = builder.sub(n, head)
+    four = builder.add(head, builder.and_(rest, constant(-4 * LANES)))
+    one = builder.add(head, builder.and_(rest, constant(-LANES)))
+    walk(head, four, LANES, 4, past_cache)
+    walk(four, one, LANES, 1, past_cache)
+    walk(one, n, 1, 1, False)
+
+
+def _absorb_block(typing: Any, mode: Any, kind: Any, n: Any, w: Any, m: Any, b: Any, c: Any, x: Any, f: Any) -> Any:
+    """One block of one update: choose the loop for this mode and this kind of weights."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        mode, kind, n, *at, rate, factor = args
+        late = builder.fcmp_ordered(">=", rate, ir.Constant(rate.type, 0.5))
+        shifted = builder.select(late, builder.fsub(rate, ir.Constant(rate.type, 1.0)), rate)
+        which = builder.add(builder.mul(mode, ir.Constant(mode.type, len(SIZES))), kind)
+        after = builder.append_basic_block("after")
+        choice = builder.switch(which, after)
+        for number in range(len(MODES) * len(SIZES)):
+            block = builder.append_basic_block(f"case{number}")
+            choice.add_case(ir.Constant(mode.type, number), block)
+            builder.position_at_end(block)
+            _loops(builder, number // len(SIZES), number % len(SIZES), n, at, [shifted, late, factor])
+            builder.branch(after)
+        builder.position_at_end(after)
+        return context.get_dummy_value()
+
+    return types.void(mode, kind, n, w, m, b, c, x, f), generate
+
+
+def _largest_field(typing: Any, kind: Any, n: Any, w: Any) -> Any:
+    """The largest exponent field of a block: all ones if and only if a number is not finite."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        kind, n, address = args
+        result = cgutils.alloca_once_value(builder, ir.Constant(ir.IntType(64), 0))
+        after = builder.append_basic_block("after")
+        choice = builder.switch(kind, after)
+        for number in range(len(SIZES)):
+            block = builder.append_basic_block(f"case{number}")
+            choice.add_case(ir.Constant(kind.type, number), block)
+            builder.position_at_end(block)
+            _largest(builder, number, n, address, result)
+            builder.branch(after)
+        builder.position_at_end(after)
+        return builder.load(result)
+
+    return types.int64(kind, n, w), generate
+
+
+def _largest(builder: ir.IRBuilder, kind: int, n: ir.Value, address: ir.Value, result: ir.Value) -> None:
+    word, bits = n.type, 8 * SIZES[kind]
+    element = ir.IntType(bits)
+    lanes = 64 // SIZES[kind]  # of 64 bytes
+    wide = ir.VectorType(element, lanes)
+    times = 4
+    sums = [cgutils.alloca_once(builder, wide) for _ in range(times)]
+    for place in sums:
+        builder.store(ir.Constant(wide, [0] * lanes), place)
+    last = cgutils.alloca_once(builder, element)
+    builder.store(ir.Constant(element, 0), last)
+    mask = ir.Constant(wide, [EXPONENTS[kind]] * lanes)
+
+    def larger(place: ir.Value, at: ir.Value, kindof: ir.Type, only: ir.Value) -> None:
+        loaded = builder.load(builder.inttoptr(at, kindof.as_pointer()), align=SIZES[kind])
+        field, old = builder.and_(loaded, only), builder.load(place)
+        builder.store(builder.select(builder.icmp_unsigned(">", field, old), field, old), place)
+
+    # Two streams, from the middle as well: a core then keeps more reads in flight.
+    half = builder.and_(builder.lshr(n, ir.Constant(word, 1)), ir.Constant(word, -lanes * times // 2))
+    stop = builder.add(half, half)
+    step = ir.Constant(word, lanes * times // 2)
+    with cgutils.for_range_slice(builder, ir.Constant(word, 0), half, step, word) as (i, _):
+        for turn, place in enumerate(sums):
+            start = builder.add(i, half) if turn % 2 else i
+            offset = builder.add(start, ir.Constant(word, turn // 2 * lanes))
+            larger(place, builder.add(address, builder.mul(offset, ir.Constant(word, SIZES[kind]))), wide, mask)
+    with cgutils.for_range_slice(builder, stop, n, ir.Constant(word, 1), word) as (i, _):
+        offset = builder.mul(i, ir.Constant(word, SIZES[kind]))
+        larger(last, builder.add(address, offset), element, ir.Constant(element, EXPONENTS[kind]))
+    for place in sums:
+        vector = builder.load(place)
+        for lane in range(lanes):
+            one, old = builder.extract_element(vector, ir.Constant(ir.IntType(32), lane)), builder.load(last)
+            builder.store(builder.select(builder.icmp_unsigned(">", one, old), one, old), last)
+    builder.store(builder.zext(builder.load(last), ir.IntType(64)), result)
+
+
+# As a call of these is typed by numba alone.
+_absorb: Any = intrinsic(_absorb_block)
+_extreme: Any = intrinsic(_largest_field)
+
+
+@njit(cache=True, nogil=True)
+def absorb(
+    first: int, last: int, blocks: Any, tensors: Any, mode: int, place: int, rate: np.float32, factor: np.float32
+) -> None:
+    """Absorb an iterate in blocks first..last-1, from the last: the check before has left the end in the cache.
+
+    Args:
+        blocks: (n, 3) int64: row of `tensors`, first element, elements.
+        tensors: (m, 6) int64: kind of weight, addresses of weights, mean, base and ring, bytes between columns.
+        mode: one of MODES.
+        place: which column of the ring.
+    """
+    for number in range(last - 1, first - 1, -1):
+        row, start, length = blocks[number]
+        kind, weights, mean, base, ring, column = tensors[row]
+        weights += start * (4 if kind == FLOAT32 else 2)
+        ring += place * column + start * (2 if mode == ROUNDED else 4)
+        _absorb(mode, kind, length, weights, mean + 4 * start, base + 4 * start, ring, rate, factor)
+
+
+@njit(cache=True, nogil=True)
+def first_bad(first: int, last: int, blocks: Any, tensors: Any) -> int:
+    """Return the row of the first tensor in blocks first..last-1 that holds a NaN or an infinity, or -1."""
+    for number in range(first, last):
+        row, start, length = blocks[number]
+        kind = tensors[row, 0]
+        address = tensors[row, 1] + start * (4 if kind == FLOAT32 else 2)
+        full = 0x7F800000 if kind == FLOAT32 else 0x7F80 if kind == BFLOAT16 else 0x7C00
+        if _extreme(kind, length, address) == full:
+            return int(row)
+    return -1
