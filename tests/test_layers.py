@@ -23,7 +23,7 @@ ROWS: list[tuple[str, set[str]]] = [
     ("3 batches and probabilities", {"batches", "probabilities"}),
     ("3 what predictions are", {"predictive", "selective", "temperature", "bn_statistics"}),
     ("3 using weights", {"batchnorm", "control_variate", "calibration", "files", "checkpoints", "doctor", "landscape"}),
-    ("3 running draws", {"plans"}),
+    ("3 running draws", {"plans", "bn_draws"}),
     ("3 predicting", {"predict"}),
     ("3 profiles in time", {"profiles"}),
     ("3 after training", {"retroactive"}),

@@ -111,17 +111,24 @@ def bn_reference(
     source = _Source(batches, call if forward is None else forward, weighting, max_batches, synchronise)
     layers = layers_of(model)
     if not layers:
-        return BNReference(source, {}, [], 0, keep)
+        return BNReference(source, {}, [], 0, 0, keep)
     marks: list[tuple[float, ...]] = []
     sums, parts, seen = source.refresh_all_(model, layers, keep, marks)
     kept = [_Kept(batch, mark, part) for (batch, part), mark in zip(parts, marks, strict=True)]
-    return BNReference(source, sums, kept, source.largest(seen), keep)
+    return BNReference(source, sums, kept, seen, source.largest(seen), keep)
 
 
 class BNReference(Generic[Batch]):
-    """The statistics of reference weights, over all batches and over each of the first few; made by `bn_reference`."""
+    """The statistics of reference weights, over all batches and over each of the first few; made by `bn_reference`.
 
-    def __init__(self, source: _Source[Batch], sums: Half, kept: list[_Kept[Batch]], longest: int, keep: int) -> None:
+    Attributes:
+        batches: how many this rank has run under the reference weights.
+    """
+
+    def __init__(
+        self, source: _Source[Batch], sums: Half, kept: list[_Kept[Batch]], seen: int, longest: int, keep: int
+    ) -> None:
+        self.batches = seen
         self._source = source
         self._sums = sums  # of all batches of all ranks
         self._kept = kept  # of this rank
