@@ -12,19 +12,22 @@ from typing import Literal, TypeVar, overload
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from .averager import Drawable, Posterior, draws, members_of
 from .batches import call, evaluating, unwrapped
 from .batchnorm import refresh_bn
 from .moments import first_nonfinite
-from .predictive import Classes, Numbers, Sums
+from .plans.runner import PLANS, Runner
+from .predictive import Classes, Numbers
 from .predictive import Prediction as Prediction
 from .predictive import Regression as Regression
-from .weights import Weights, applied
+from .weights import Weights, applied, bare_name
 
 Batch = TypeVar("Batch")
 Progress = Callable[[int, int], None]
+Plan = Literal["auto", "copy", "loop", "prefix", "stacked", "merged"]
 
 SAMPLES = 30  # draws from a posterior with infinitely many points, as in the SWAG and MultiSWAG papers
 
@@ -39,6 +42,7 @@ def predict(
     forward: Callable[[nn.Module, Batch], object] | None = None,
     task: Literal["classification"] = "classification",
     bn_batches: Iterable[Batch] | None = None,
+    plan: Plan = "auto",
     progress: Progress | None = None,
     generator: torch.Generator | None = None,
 ) -> Prediction: ...
@@ -54,6 +58,7 @@ def predict(
     forward: Callable[[nn.Module, Batch], object] | None = None,
     task: Literal["regression"],
     bn_batches: Iterable[Batch] | None = None,
+    plan: Plan = "auto",
     progress: Progress | None = None,
     generator: torch.Generator | None = None,
 ) -> Regression: ...
@@ -69,15 +74,17 @@ def predict(
     forward: Callable[[nn.Module, Batch], object] | None = None,
     task: Literal["classification", "regression"] = "classification",
     bn_batches: Iterable[Batch] | None = None,
+    plan: Plan = "auto",
     progress: Progress | None = None,
     generator: torch.Generator | None = None,
 ) -> Prediction | Regression:
     """Average the model's predictions on `batches` over draws of its weights.
 
-    One draw is in memory at a time, and sums over draws are all that is kept: memory does not grow with `samples`. The
-    model runs in eval mode and is put back bit for bit: weights, buffers and modes, also after an exception.
+    Sums over draws are all that is kept, and the draws that are held at once take at most 256 MB (or are one): memory
+    does not grow with `samples`. The model runs in eval mode and is put back bit for bit: weights, buffers and modes,
+    also after an exception.
 
-    Every draw reads `batches` again, in the same order: pass a list, or a loader that does not shuffle.
+    Draws may read `batches` again, in the same order: pass a list, or a loader that does not shuffle.
 
     A model with BatchNorm wants `bn_batches`, training batches with which `refresh_bn` runs after every draw. Without
     them each draw is used with the running statistics in the model (or in the draw, where buffers were averaged too),
@@ -89,7 +96,11 @@ def predict(
         forward: returns logits (B, C) for a batch; for regression the mean, or a tuple of mean and variance. By default
             the model is called with a tensor batch, with the first of a tuple, or with a mapping's entries as keyword
             arguments, and the answer is its output or the output's `logits`.
-        progress: called after every draw with the number done and the number to do.
+        plan: how the draws are run; `lowland.plans` says what there is. By default the fastest is found by measuring in
+            the first batch; `Prediction.plan` tells which it was. The answer is that of the plain loop: the same bits
+            under "copy", "loop" and "prefix", within rounding of the model's dtype under "stacked" and "merged".
+        progress: called for every draw with the number done and the number to do; where draws run together, as their
+            share of the work is done.
 
     Raises:
         ValueError: `samples` is below 1; `batches` are empty, shuffled, used up or change between draws; a draw or an
@@ -108,15 +119,20 @@ def predict(
         _check_batches(bn_batches, "bn_batches", total, ordered=False)
     if task not in ("classification", "regression"):
         raise ValueError(f'task must be "classification" or "regression", got {task!r}')
+    if plan not in PLANS:
+        raise ValueError(f"plan must be one of {', '.join(PLANS)}, got {plan!r}")
     model = unwrapped(model)
     run = call if forward is None else forward
+
+    def take(number: int) -> Weights:
+        # Nothing here holds a draw when the next is made.
+        return _draw(next(points), number, model, bn_batches, run)
+
     sums: Classes | Numbers = Classes() if task == "classification" else Numbers()
+    runner = Runner(model, batches, run, sums, take, total, plan, progress)
     with evaluating(model):
-        for done in range(1, total + 1):
-            _absorb(next(points), done, sums, model, batches, run, bn_batches)
-            if progress is not None:
-                progress(done, total)
-    return sums.result(total)
+        runner.everything()
+    return sums.result(total, runner.plan)
 
 
 def _points(
@@ -145,28 +161,31 @@ def _check_batches(batches: object, what: str, total: int, *, ordered: bool = Tr
         raise ValueError(f"{what} are shuffled, so that rows of different draws would not match: pass shuffle=False")
 
 
-def _absorb(
+def _draw(
     weights: Weights,
     number: int,
-    sums: Sums,
     model: nn.Module,
-    batches: Iterable[Batch],
-    run: Callable[[nn.Module, Batch], object],
     bn_batches: Iterable[Batch] | None,
-) -> None:
-    """Run all batches under one draw. A function of its own, so that nothing holds the draw when the next is made."""
+    run: Callable[[nn.Module, Batch], object],
+) -> Weights:
+    """A draw that is fit for use: finite, and with the BatchNorm statistics that belong to it."""
     name = first_nonfinite(weights)
     if name is not None:
         raise ValueError(f"draw {number} has a value in {name} that is not finite: look at the posterior's updates")
+    return weights if bn_batches is None else _with_statistics(weights, model, bn_batches, run)
+
+
+def _with_statistics(
+    weights: Weights, model: nn.Module, bn_batches: Iterable[Batch], run: Callable[[nn.Module, Batch], object]
+) -> Weights:
+    """The draw with running statistics found on `bn_batches` under its weights."""
     with applied(model, weights):
-        if bn_batches is not None:
-            refresh_bn(model, bn_batches, forward=run)
-        seen = 0
-        for batch in batches:
-            sums.add(seen, number, run(model, batch))
-            seen += 1
-    if seen != sums.batches or seen == 0:
-        wanted = f"{sums.batches} as in the first draw" if sums.batches else "at least one"
-        raise ValueError(
-            f"batches gave {seen} batches in draw {number}, wanted {wanted}: pass a list or a fixed loader"
-        )
+        refresh_bn(model, bn_batches, forward=run)
+        statistics = {
+            bare_name(f"{prefix}.{key}" if prefix else key): buffer.detach().clone()
+            for prefix, layer in model.named_modules()
+            if isinstance(layer, _BatchNorm)
+            for key, buffer in layer.named_buffers(recurse=False)
+            if buffer.is_floating_point()
+        }
+    return {**weights, **statistics}

@@ -30,6 +30,7 @@ class Prediction:
     expected_entropy: Tensor  # (N,) mean over draws of each draw's entropy: doubt that more training would not remove
     variance: Tensor  # (N, C) population variance over draws of each probability
     samples: int  # draws averaged
+    plan: str = "loop"  # how the draws were run; see `lowland.plans`
 
     @property
     def entropy(self) -> Tensor:
@@ -62,6 +63,7 @@ class Regression:
     )
     epistemic_variance: Tensor  # (N, ...) population variance over draws of the predicted mean
     samples: int  # draws averaged
+    plan: str = "loop"  # how the draws were run; see `lowland.plans`
 
     @property
     def variance(self) -> Tensor:
@@ -82,9 +84,14 @@ class Sums(ABC):
         return len(self.means)
 
     def add(self, index: int, number: int, output: object) -> None:
-        """Take the output for batch `index` under draw `number`, both in order; draws count from 1."""
-        value, other = self.read(output, f"draw {number}, batch {index + 1}")
+        """Take the output for batch `index` under draw `number`; for each batch the draws come in order, from 1."""
+        self.put(index, number, *self.read(output, f"draw {number}, batch {index + 1}"))
+
+    def put(self, index: int, number: int, value: Tensor, other: Tensor) -> None:
+        """Take what `read` made of an output."""
         if number == 1:
+            if index < self.batches:
+                raise ValueError(f"batch {index + 1} of draw 1 was given twice")
             if self.means and value.shape[1:] != self.means[0].shape[1:]:
                 raise ValueError(
                     f"outputs must agree beyond the first axis, got {tuple(value.shape)} in batch {index + 1} and "
@@ -105,12 +112,32 @@ class Sums(ABC):
         self.squares[index] += deviation * (value - self.means[index])
         self.others[index] += (other - self.others[index]) / number
 
+    def put_many(self, index: int, number: int, values: Tensor, others: Tensor) -> None:
+        """Take what `read` made of outputs under draws from `number` on, stacked: (S, B, ...).
+
+        The draws' own mean and sum of squares are merged into the running ones (Chan, Golub, LeVeque, 1979).
+        """
+        if number == 1:
+            self.put(index, 1, values[0].clone(), others[0].clone())
+            number, values, others = 2, values[1:], others[1:]
+        if len(values) == 0:
+            return
+        if index >= self.batches or values.shape[1:] != self.means[index].shape:
+            self.put(index, number, values[0], others[0])  # says what is wrong
+        before, count = number - 1, len(values)
+        total = before + count
+        mean = values.mean(0)
+        deviation = mean - self.means[index]
+        self.squares[index] += (values - mean).square().sum(0) + deviation.square() * (before * count / total)
+        self.means[index] += deviation * (count / total)
+        self.others[index] += (others.mean(0) - self.others[index]) * (count / total)
+
     @abstractmethod
     def read(self, output: object, where: str) -> tuple[Tensor, Tensor]:
         """The value to average with its spread, and the value to average alone; fresh float64 CPU tensors."""
 
     @abstractmethod
-    def result(self, samples: int) -> Prediction | Regression: ...
+    def result(self, samples: int, plan: str = "loop") -> Prediction | Regression: ...
 
 
 class Classes(Sums):
@@ -126,9 +153,9 @@ class Classes(Sums):
         probs = torch.softmax(logits, -1)
         return probs, entropy(probs)
 
-    def result(self, samples: int) -> Prediction:
+    def result(self, samples: int, plan: str = "loop") -> Prediction:
         probs = torch.cat(self.means)
-        return Prediction(probs, torch.cat(self.others), torch.cat(self.squares) / samples, samples)
+        return Prediction(probs, torch.cat(self.others), torch.cat(self.squares) / samples, samples, plan)
 
 
 class Numbers(Sums):
@@ -148,8 +175,9 @@ class Numbers(Sums):
             )
         return mean, variance
 
-    def result(self, samples: int) -> Regression:
-        return Regression(torch.cat(self.means), torch.cat(self.others), torch.cat(self.squares) / samples, samples)
+    def result(self, samples: int, plan: str = "loop") -> Regression:
+        mean, spread = torch.cat(self.means), torch.cat(self.squares) / samples
+        return Regression(mean, torch.cat(self.others), spread, samples, plan)
 
 
 def _main(output: object) -> object:

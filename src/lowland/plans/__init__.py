@@ -1,0 +1,1 @@
+"""How draws are run: plans of `predict`, and the choice between them."""
