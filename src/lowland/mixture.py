@@ -9,6 +9,7 @@ average of weights means nothing.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .averager import COMPOSITES, Averager, Drawable, Posterior, draws, members_of
+from .shards import like, local
 from .weights import Weights, check_same, clone_of
 
 
@@ -29,6 +31,13 @@ class _HasMoments(Protocol):
 class _HasVariance(Protocol):
     def mean(self) -> dict[str, Tensor]: ...
     def variance(self) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class _WritesInto(Protocol):
+    def sample(
+        self, n: int | None = None, *, out: Weights | None = None, generator: torch.Generator | None = None
+    ) -> Weights: ...
 
 
 @runtime_checkable
@@ -62,8 +71,11 @@ class Mixture:
             raise ValueError("a mixture needs at least one component, got none")
         self.components: list[Drawable] = list(components)
         first = _point(self.components[0])
+        self._dtypes = {name: tensor.dtype for name, tensor in first.items()}
         for component in self.components[1:]:
-            check_same(first, _point(component), what="a mixture's components must name the same tensors")
+            point = _point(component)
+            check_same(first, point, what="a mixture's components must name the same tensors")
+            self._dtypes = {name: torch.promote_types(kept, point[name].dtype) for name, kept in self._dtypes.items()}
 
     def members(self) -> Sequence[Weights] | None:
         """Return every point once, or None unless all components are finite and have equally many points."""
@@ -79,17 +91,48 @@ class Mixture:
         Raises:
             ValueError: n is below 1.
         """
-        drawn = list(self.draws(1 if n is None else n, generator=generator))
         if n is None:
-            return clone_of(drawn[0])
-        return {name: torch.stack([weights[name] for weights in drawn]) for name in drawn[0]}
+            return clone_of(next(iter(self.draws(1, generator=generator))))
+        shares = self._shares(n, generator)
+        result: dict[str, Tensor] = {}
+        first = 0
+        for component, share in zip(self.components, shares, strict=True):
+            if (
+                share
+                and isinstance(component, Averager)
+                and isinstance(component, _WritesInto)
+                and _takes_out(component)
+            ):
+                result = result or self._allocate(n, component._like())
+                rows = {name: local(tensor)[first : first + share] for name, tensor in result.items()}
+                component.sample(share, out=rows, generator=generator)
+            else:
+                for place, weights in enumerate(_draws(component, share, generator), start=first):
+                    result = result or self._allocate(n, weights)
+                    for name, tensor in result.items():
+                        local(tensor)[place].copy_(local(weights[name]))
+            first += share
+        return result
+
+    def _allocate(self, n: int, point: Weights) -> dict[str, Tensor]:
+        made = {}
+        for name, tensor in point.items():
+            own = local(tensor)
+            rows = torch.empty((n, *own.shape), dtype=self._dtypes[name], device=own.device)
+            made[name] = like(rows, tensor, leading=(n,))
+        return made
 
     def draws(self, n: int, *, generator: torch.Generator | None = None) -> Iterator[Weights]:
-        """Yield `n` stratified draws one at a time.
+        """Yield the `n` draws of `sample(n)` one at a time.
 
         Raises:
             ValueError: n is below 1.
         """
+        for component, share in zip(self.components, self._shares(n, generator), strict=True):
+            yield from _draws(component, share, generator)
+
+    def _shares(self, n: int, generator: torch.Generator | None) -> list[int]:
+        """How many draws each component gives: the even share, and the remainder at random."""
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         shares = [n // len(self.components)] * len(self.components)
@@ -97,11 +140,7 @@ class Mixture:
         order = torch.randperm(len(shares), generator=generator, device=device)
         for index in order[: n % len(shares)].tolist():
             shares[index] += 1
-        for component, share in zip(self.components, shares, strict=True):
-            if share and isinstance(component, Posterior):
-                yield from draws(component, share, generator)
-            else:
-                yield from (_point(component) for _ in range(share))
+        return shares
 
     def log_prob(self, weights: Weights) -> float:
         """Return the log-density of `weights` in nats.
@@ -149,6 +188,17 @@ class Mixture:
 
 
 COMPOSITES[Mixture.__name__] = Mixture
+
+
+def _draws(component: Drawable, share: int, generator: torch.Generator | None) -> Iterator[Weights]:
+    if share and isinstance(component, Posterior):
+        yield from draws(component, share, generator)
+    else:
+        yield from (_point(component) for _ in range(share))
+
+
+def _takes_out(component: _WritesInto) -> bool:
+    return "out" in inspect.signature(component.sample).parameters
 
 
 def _point(component: Drawable) -> Weights:

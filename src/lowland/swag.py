@@ -15,6 +15,7 @@ Caldwell, Sheverdin, Fortuin 2024, arXiv 2405.03425).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,10 @@ from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal
 
 from .averager import Averager, Settings, Slot
-from .moments import low_rank_draw, second_moment, term, welford_, wide_zeros
+from .gaussian import Gaussian, draw, stream
+from .moments import second_moment, term, wide_zeros
+from .philox import new_key
+from .shards import is_sharded
 from .weights import Select, Weights, check_same, clone_of, parameters
 
 
@@ -85,12 +89,9 @@ class SWAG(Averager):
         return slots
 
     def _absorb(self, weights: Weights) -> None:
-        mean, base = self._slots["mean"], self._base()
-        ring = self._slots.get("deviations")
         evicted = term(self.count - self.rank) if self._lazy() else None
-        for name, tensor in weights.items():
-            column = None if ring is None else ring[name][(self.count - 1) % self.rank]
-            welford_(mean[name], base[name], tensor, self.count, column, evicted)
+        slots = self._slots
+        self._passes.welford_(slots["mean"], self._base(), weights, self.count, slots.get("deviations"), evicted)
 
     def mean(self) -> dict[str, Tensor]:
         self._need()
@@ -121,43 +122,54 @@ class SWAG(Averager):
         *,
         scale: float = 1.0,
         block: bool = False,
+        out: Weights | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """Draw weights, in float32 or wider; with `n` every tensor gains a leading axis of `n` draws.
+
+        The deviations are read once whatever `n` is. A draw depends on the generator's state, the names and the
+        statistics, not on chunks, threads, shards or devices (`lowland.philox`). Beside the result 16 MB are held.
 
         Args:
             n: how many draws; None gives one without the axis.
             scale: multiplies the covariance.
             block: draw the low-rank coefficients anew for each tensor. Covariances between tensors vanish, all others
                 stay; as some implementations do it.
-            generator: where the randomness comes from; the same generator state gives the same draw.
+            out: where to write instead of new tensors, by name: shaped like the result, of any floating dtype.
+            generator: where the key of the draws comes from; the same generator state gives the same draw. Shards of
+                one model are drawn together when every rank gives a generator in the same state.
 
         Raises:
             RuntimeError: there has been no update.
-            ValueError: n < 1 or scale < 0.
+            ValueError: n < 1 or scale < 0, `out` does not fit, or the weights are sharded and there is no generator.
         """
-        self._need()
-        if n is not None and n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
-        factor = self._factor(scale)
-        number = 1 if n is None else n
-        held = self._held()
-        shared: Tensor | None = None
-        diagonal = self._diagonal()
-        result = {}
-        for name in sorted(self._slots["mean"]):
-            mean = self._slots["mean"][name]
-            columns = self._columns(name)
-            if columns is not None and (block or shared is None):
-                shared = _normals((number, held), torch.float64, torch.device("cpu"), generator)
-            z1 = _normals((number, *mean.shape), mean.dtype, mean.device, generator)
-            z2 = None
-            if columns is not None and shared is not None:
-                z2 = (shared * math.sqrt(factor / (held - 1))).to(mean.device, mean.dtype)
-            std = diagonal[name].mul_(factor).sqrt_()
-            draw = low_rank_draw(mean, std, columns, z1, z2)
-            result[name] = draw[0] if n is None else draw
-        return {name: result[name] for name in self._slots["mean"]}
+        gaussian, key = self._gaussian(scale, block), self._key(n, generator)
+        if n is not None:
+            return draw(gaussian, key, range(n), out)
+        rows = None if out is None else {name: tensor.unsqueeze(0) for name, tensor in out.items()}
+        made = draw(gaussian, key, range(1), rows)
+        return {name: made[name][0] if out is None else out[name] for name in made}
+
+    @torch.no_grad()
+    def draws(
+        self,
+        n: int,
+        *,
+        scale: float = 1.0,
+        block: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[dict[str, Tensor]]:
+        """Return an iterator over the `n` draws of `sample(n)`, one at a time, bit for bit.
+
+        They are made in groups of at most 64 MB, or one by one, of the posterior as it is then. Draws of a group share
+        memory, so one that is kept may keep 64 MB.
+
+        Raises:
+            RuntimeError: there has been no update.
+            ValueError: n < 1 or scale < 0, or the weights are sharded and there is no generator.
+        """
+        gaussian, key = self._gaussian(scale, block), self._key(n, generator)
+        return stream(gaussian, key, n)
 
     def tempered(self, scale: float, *, block: bool = False) -> ScaledSWAG:
         """Return this posterior with its covariance multiplied by `scale`, for `predict` and the like.
@@ -236,6 +248,29 @@ class SWAG(Averager):
             raise ValueError(f"scale multiplies the covariance and must be finite and >= 0, got {scale}")
         return scale / 2 if self.rank else scale
 
+    def _gaussian(self, scale: float, block: bool) -> Gaussian:
+        self._need()
+        factor, held = self._factor(scale), self._held()
+        return Gaussian(
+            mean=self._slots["mean"],
+            base=self._base(),
+            columns=self._slots["deviations"] if held else None,
+            terms=self._terms() if held else (),
+            diagonal=factor / self.count,
+            low_rank=math.sqrt(factor / (held - 1)) if held else 0.0,
+            block=block,
+        )
+
+    def _key(self, n: int | None, generator: torch.Generator | None) -> int:
+        if n is not None and n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        if generator is None and any(is_sharded(mean) for mean in self._slots["mean"].values()):
+            raise ValueError(
+                "the weights are sharded, and ranks with different random states would draw different weights: "
+                "pass generator=torch.Generator().manual_seed(seed) with the same seed on every rank"
+            )
+        return new_key(generator)
+
     def _held(self) -> int:
         held = min(self.count, self.rank)
         return held if held > 1 else 0
@@ -280,13 +315,16 @@ class ScaledSWAG:
     scale: float
     block: bool = False
 
-    def sample(self, n: int | None = None, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def mean(self) -> dict[str, Tensor]:
+        """Return the mean of the posterior: the scale leaves it alone."""
+        return self.swag.mean()
+
+    def sample(
+        self, n: int | None = None, *, out: Weights | None = None, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
         """Draw as `SWAG.sample` does, at this scale."""
-        return self.swag.sample(n, scale=self.scale, block=self.block, generator=generator)
+        return self.swag.sample(n, scale=self.scale, block=self.block, out=out, generator=generator)
 
-
-def _normals(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None
-) -> Tensor:
-    source = device if generator is None else generator.device
-    return torch.randn(shape, dtype=dtype, device=source, generator=generator).to(device)
+    def draws(self, n: int, *, generator: torch.Generator | None = None) -> Iterator[dict[str, Tensor]]:
+        """Yield `n` draws as `SWAG.draws` does, at this scale."""
+        return self.swag.draws(n, scale=self.scale, block=self.block, generator=generator)
