@@ -111,7 +111,10 @@ class Stack:
         """Run a pass under draws `first` to `first + count - 1` at once."""
         drawn = {name: stack[first : first + count] for name, stack in held.stacks.items()}
         forms = {
-            module: FORMS.get(type(module), _sliced)(module, {key: drawn[name] for key, name in names.items()}, count)
+            module: _on_all_rows(
+                FORMS.get(type(module), _sliced)(module, {key: drawn[name] for key, name in names.items()}, count),
+                count * rows,
+            )
             for module, names in self.owners.items()
         }
         self.memo.repeats, self.memo.rows = count, rows
@@ -127,6 +130,19 @@ class Stack:
         """Return the batch `count` times over; tensors that do not hold its rows stay as they are."""
         follows = iter(self._layout or ())
         return mapped(batch, lambda tensor: repeated(tensor, count) if next(follows) else tensor)
+
+
+def _on_all_rows(form: Callable[..., Any], total: int) -> Callable[..., Any]:
+    """Give a form all rows where the model gives one that it means for all, such as the positions of a text."""
+
+    def spread(tensor: Tensor) -> Tensor:
+        return tensor.expand(total, *tensor.shape[1:]) if tensor.ndim > 1 and len(tensor) == 1 else tensor
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given, named = mapped((args, kwargs), spread)
+        return form(*given, **named)
+
+    return forward
 
 
 Drawn = dict[str, Tensor]  # a module's own sampled tensors, (S, *shape) each
