@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowland import SWA, SWAG, Mixture, Snapshots, applied, refresh_bn
+from lowland import SWA, SWAG, Mixture, Snapshots, applied, predict, refresh_bn
 from lowland.averager import Drawable
 from lowland.bn_draws import DrawRefresher
+from lowland.predict import Prediction
 
+from .test_batchnorm import assert_same, state
 from .test_control_variate import convolutional, distance, many, near
 
 
@@ -116,3 +118,53 @@ def test_a_posterior_without_a_mean_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r'Odd has no mean\(\) to refresh BatchNorm from: pass bn="exact"'):
         DrawRefresher(Odd(), many(2))
+
+
+# --- in predict ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plan", ["auto", "copy", "loop", "prefix"])
+def test_predict_is_near_the_exact_refresh_and_reads_less(plan: Any) -> None:
+    model, batches = convolutional(), many(20)
+    swag, inputs = posterior(model), many(2)
+    before = state(model)
+
+    def run(**arguments: Any) -> Prediction:
+        generator = torch.Generator().manual_seed(0)
+        return predict(model, swag, inputs, samples=5, plan=plan, generator=generator, **arguments)
+
+    exact, stale = run(bn_batches=batches), run()
+    calls, forward = counted()
+    fast = run(bn_batches=batches, bn="fast", forward=forward)
+    assert calls[0] < 20 + 5 * 2 + 5 * 2 + 5  # the reference, the few, the inputs, and what a plan tries
+    assert (fast.probs - exact.probs).abs().max() < 0.15 * (stale.probs - exact.probs).abs().max()
+    assert fast.bn_error > 0 and exact.bn_error == stale.bn_error == 0
+    assert_same(state(model), before)
+    whole = run(bn_batches=batches, bn="fast", bn_tolerance=0.0)
+    assert torch.equal(whole.probs, exact.probs) and whole.bn_error == 0
+
+
+def test_predict_over_a_mixture_and_over_points() -> None:
+    one, two = convolutional(), near(convolutional(), 3.0)
+    model, batches, inputs = convolutional(), many(20), many(2)
+    mixture = Mixture([posterior(one, 1), posterior(two, 2)])
+    for source, bound in ((mixture, 0.03), (Mixture([swa_of(one), swa_of(two)]), 1e-6), (swa_of(one), 1e-6)):
+        found = []
+        for bn in ("exact", "fast"):
+            generator = torch.Generator().manual_seed(0)
+            found.append(predict(model, source, inputs, bn_batches=batches, bn=bn, generator=generator))  # type: ignore[call-overload]
+        assert (found[0].probs - found[1].probs).abs().max() < bound
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"bn": "quick"}, 'bn must be "exact" or "fast", got \'quick\''),
+        ({"bn": "fast"}, 'bn="fast" refreshes BatchNorm from training batches: pass bn_batches='),
+        ({"bn_tolerance": 0.1, "bn_batches": []}, 'bn_tolerance=0.1 is for bn="fast": the exact refresh has no error'),
+    ],
+)
+def test_predict_refuses(arguments: Any, says: str) -> None:
+    model = convolutional()
+    with pytest.raises(ValueError, match=says):
+        predict(model, posterior(model), many(1), **arguments)

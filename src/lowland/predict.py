@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Literal, TypeVar, overload
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, Wei
 from .averager import Drawable, Posterior, draws, members_of
 from .batches import call, evaluating, unwrapped
 from .batchnorm import refresh_bn
+from .bn_draws import DrawRefresher
 from .moments import first_nonfinite
 from .plans.runner import PLANS, Runner
 from .predictive import Classes, Numbers
@@ -27,6 +29,7 @@ from .weights import Weights, applied, bare_name
 
 Batch = TypeVar("Batch")
 Progress = Callable[[int, int], None]
+Refresh = Callable[[nn.Module, Weights], float]
 Plan = Literal["auto", "copy", "loop", "prefix", "stacked", "merged"]
 
 SAMPLES = 30  # draws from a posterior with infinitely many points, as in the SWAG and MultiSWAG papers
@@ -42,6 +45,8 @@ def predict(
     forward: Callable[[nn.Module, Batch], object] | None = None,
     task: Literal["classification"] = "classification",
     bn_batches: Iterable[Batch] | None = None,
+    bn: Literal["exact", "fast"] = "exact",
+    bn_tolerance: float | None = None,
     plan: Plan = "auto",
     progress: Progress | None = None,
     generator: torch.Generator | None = None,
@@ -58,6 +63,8 @@ def predict(
     forward: Callable[[nn.Module, Batch], object] | None = None,
     task: Literal["regression"],
     bn_batches: Iterable[Batch] | None = None,
+    bn: Literal["exact", "fast"] = "exact",
+    bn_tolerance: float | None = None,
     plan: Plan = "auto",
     progress: Progress | None = None,
     generator: torch.Generator | None = None,
@@ -74,6 +81,8 @@ def predict(
     forward: Callable[[nn.Module, Batch], object] | None = None,
     task: Literal["classification", "regression"] = "classification",
     bn_batches: Iterable[Batch] | None = None,
+    bn: Literal["exact", "fast"] = "exact",
+    bn_tolerance: float | None = None,
     plan: Plan = "auto",
     progress: Progress | None = None,
     generator: torch.Generator | None = None,
@@ -89,6 +98,11 @@ def predict(
     A model with BatchNorm wants `bn_batches`, training batches with which `refresh_bn` runs after every draw. Without
     them each draw is used with the running statistics in the model (or in the draw, where buffers were averaged too),
     which suit it only if the draws are close to the weights that made the statistics.
+
+    With 30 draws that is 30 passes over `bn_batches`. `bn="fast"` makes one, under the posterior's mean (under each
+    component's in a `Mixture`), and corrects it for every draw by the first two batches (`lowland.control_variate`);
+    points, such as `Snapshots`, are refreshed exactly all the same. `bn_error` of the result is the largest estimated
+    error; above `bn_tolerance` a draw is given more batches, in the end all.
 
     Args:
         posterior: a posterior, a plain average (one point) or named weights. Of a finite posterior every member is used
@@ -117,6 +131,8 @@ def predict(
     _check_batches(batches, "batches", total)
     if bn_batches is not None:
         _check_batches(bn_batches, "bn_batches", total, ordered=False)
+    refresh = _refresh_by(posterior, bn_batches, bn, bn_tolerance, call if forward is None else forward)
+    errors: list[float] = []
     if task not in ("classification", "regression"):
         raise ValueError(f'task must be "classification" or "regression", got {task!r}')
     if plan not in PLANS:
@@ -126,13 +142,13 @@ def predict(
 
     def take(number: int) -> Weights:
         # Nothing here holds a draw when the next is made.
-        return _draw(next(points), number, model, bn_batches, run)
+        return _draw(next(points), number, model, refresh, errors)
 
     sums: Classes | Numbers = Classes() if task == "classification" else Numbers()
     runner = Runner(model, batches, run, sums, take, total, plan, progress)
     with evaluating(model):
         runner.everything()
-    return sums.result(total, runner.plan)
+    return replace(sums.result(total, runner.plan), bn_error=max(errors, default=0.0))
 
 
 def _points(
@@ -161,26 +177,45 @@ def _check_batches(batches: object, what: str, total: int, *, ordered: bool = Tr
         raise ValueError(f"{what} are shuffled, so that rows of different draws would not match: pass shuffle=False")
 
 
-def _draw(
-    weights: Weights,
-    number: int,
-    model: nn.Module,
+def _refresh_by(
+    posterior: Drawable,
     bn_batches: Iterable[Batch] | None,
+    bn: str,
+    tolerance: float | None,
     run: Callable[[nn.Module, Batch], object],
-) -> Weights:
+) -> Refresh | None:
+    """What refreshes the statistics of a model that holds a draw, and tells the error."""
+    if bn not in ("exact", "fast"):
+        raise ValueError(f'bn must be "exact" or "fast", got {bn!r}')
+    if bn == "fast" and bn_batches is None:
+        raise ValueError('bn="fast" refreshes BatchNorm from training batches: pass bn_batches=')
+    if tolerance is not None and bn != "fast":
+        raise ValueError(f'bn_tolerance={tolerance} is for bn="fast": the exact refresh has no error')
+    if bn_batches is None:
+        return None
+    if bn == "fast":
+        refresher = DrawRefresher(posterior, bn_batches, forward=run, tolerance=tolerance)
+        return lambda model, weights: refresher.refresh(model, weights).error
+
+    def exact(model: nn.Module, weights: Weights) -> float:
+        refresh_bn(model, bn_batches, forward=run)
+        return 0.0
+
+    return exact
+
+
+def _draw(weights: Weights, number: int, model: nn.Module, refresh: Refresh | None, errors: list[float]) -> Weights:
     """A draw that is fit for use: finite, and with the BatchNorm statistics that belong to it."""
     name = first_nonfinite(weights)
     if name is not None:
         raise ValueError(f"draw {number} has a value in {name} that is not finite: look at the posterior's updates")
-    return weights if bn_batches is None else _with_statistics(weights, model, bn_batches, run)
+    return weights if refresh is None else _with_statistics(weights, model, refresh, errors)
 
 
-def _with_statistics(
-    weights: Weights, model: nn.Module, bn_batches: Iterable[Batch], run: Callable[[nn.Module, Batch], object]
-) -> Weights:
-    """The draw with running statistics found on `bn_batches` under its weights."""
+def _with_statistics(weights: Weights, model: nn.Module, refresh: Refresh, errors: list[float]) -> Weights:
+    """The draw with running statistics found under its weights."""
     with applied(model, weights):
-        refresh_bn(model, bn_batches, forward=run)
+        errors.append(refresh(model, weights))
         statistics = {
             bare_name(f"{prefix}.{key}" if prefix else key): buffer.detach().clone()
             for prefix, layer in model.named_modules()

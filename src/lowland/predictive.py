@@ -31,6 +31,7 @@ class Prediction:
     variance: Tensor  # (N, C) population variance over draws of each probability
     samples: int  # draws averaged
     plan: str = "loop"  # how the draws were run; see `lowland.plans`
+    bn_error: float = 0.0  # largest estimated error of the draws' BatchNorm statistics; 0 if exact or none
 
     @property
     def entropy(self) -> Tensor:
@@ -64,6 +65,7 @@ class Regression:
     epistemic_variance: Tensor  # (N, ...) population variance over draws of the predicted mean
     samples: int  # draws averaged
     plan: str = "loop"  # how the draws were run; see `lowland.plans`
+    bn_error: float = 0.0  # largest estimated error of the draws' BatchNorm statistics; 0 if exact or none
 
     @property
     def variance(self) -> Tensor:
