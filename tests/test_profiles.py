@@ -37,7 +37,17 @@ def test_a_profile_is_what_the_averager_weighs_each_step_with(averager, profile)
     np.testing.assert_allclose(shares_of(same), shares_of(profile), atol=1e-12)
 
 
-@pytest.mark.parametrize("profile", [Window(3, 35), Exponential(4.0, 36, start=5), PowerLaw(3.0, 36, start=5)], ids=str)
+def test_a_corrected_average_keeps_its_shape_to_the_first_step():
+    shares = shares_of(Exponential(20.0, STEPS, corrected=True))
+    decays = half_life(20.0) ** np.arange(STEPS - 1, -1, -1)
+    np.testing.assert_allclose(shares, decays / decays.sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [Window(3, 35), Exponential(4.0, 36, start=5), Exponential(9.0, 36, 5, True), PowerLaw(3.0, 36, start=5)],
+    ids=str,
+)
 def test_shares_sum_to_one_inside_the_span(profile):
     shares = shares_of(profile)
     assert shares.sum() == pytest.approx(1.0)

@@ -3,7 +3,7 @@
     average = sum_i p_i w_i,   p_i = F(i) - F(i - 1),   F(i) = share of the weight on steps up to i
 
     window (a, b]              F(i) = (i - a) / (b - a)
-    EMA of half-life h at T    F(i) = 2 ** (-(T - i) / h),   the first step takes what would lie before it
+    EMA of half-life h at T    F(i) = 2 ** (-(T - i) / h);   the first step takes what would lie before it
     power EMA of gamma at T    F(i) = (i / T) ** (gamma + 1)
 
 These are the discrete averages to the last digit, not approximations of them: the decay (1 - 1/t) ** (gamma + 1) gives
@@ -48,7 +48,7 @@ class Profile(Protocol):
 
     @property
     def half_life(self) -> float:
-        """The number of steps before `end` within which half of the weight lies."""
+        """The number of steps up to `end` that hold half of the weight; of an EMA, the half-life of its decay."""
 
     def share(self, steps: Floats) -> Floats:
         """Return the share of the weight that lies on steps up to each of `steps`."""
@@ -91,11 +91,16 @@ class Window:
 class Exponential:
     """The EMA whose weights halve every `half_life` steps, fed with every step after `start`, read at `end`.
 
+    Args:
+        corrected: share out what would lie before the first step over all steps, in proportion. False is the EMA that
+            starts as a copy of its first iterate, as `lowland.EMA` does: that one step then holds the share, much more
+            than its neighbours when the half-life is not small beside the run.
+
     Raises:
         ValueError: the half-life is not positive, or there is no step.
 
     >>> Exponential(100.0, end=1000)
-    Exponential(half_life=100.0, end=1000, start=0)
+    Exponential(half_life=100.0, end=1000, start=0, corrected=False)
     >>> round(Exponential.of_decay(0.999, end=5000).half_life, 1)
     692.8
     """
@@ -103,6 +108,7 @@ class Exponential:
     half_life: float
     end: int
     start: int = 0
+    corrected: bool = False
 
     def __post_init__(self) -> None:
         _check_span(self.start, self.end)
@@ -118,15 +124,14 @@ class Exponential:
 
     def share(self, steps: Floats) -> Floats:
         inside = 0.5 ** ((self.end - np.clip(steps, self.start, self.end)) / self.half_life)
-        # An EMA starts as a copy of its first iterate, which so holds all that a longer past would.
-        return np.where(steps < self.start + 1, np.clip(steps - self.start, 0.0, 1.0) * self._first, inside)
-
-    @property
-    def _first(self) -> float:
-        return float(0.5 ** ((self.end - self.start - 1) / self.half_life))
+        if self.corrected:
+            past = 0.5 ** ((self.end - self.start) / self.half_life)
+            return np.asarray((inside - past) / (1 - past))
+        first = 0.5 ** ((self.end - self.start - 1) / self.half_life)
+        return np.where(steps < self.start + 1, np.clip(steps - self.start, 0.0, 1.0) * first, inside)
 
     def __str__(self) -> str:
-        return f"EMA, half-life {self.half_life:.4g}"
+        return f"{'corrected ' if self.corrected else ''}EMA, half-life {self.half_life:.4g}"
 
 
 @dataclass(frozen=True)

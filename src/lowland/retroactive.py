@@ -149,12 +149,13 @@ class Sweep:
 
     def __str__(self) -> str:
         """Return the table of half-life, score and residual, in Markdown."""
-        lines = ["| average | half-life | score | behind the best | residual | |", "|---|---|---|---|---|---|"]
+        lines = ["| average | half-life | score | behind the best | residual | amplification | |", "|---" * 7 + "|"]
         for place, t in enumerate(self.trials):
             score = f"{t.score:.4f}" + ("" if t.error is None else f" ± {t.error:.4f}")
             behind = f"{t.behind:.4f}" + ("" if t.behind_error is None else f" ± {t.behind_error:.4f}")
             mark = "best" if place == self.best else "tied" if t.tied else ""
-            lines.append(f"| {t.target} | {t.target.half_life:.4g} | {score} | {behind} | {t.residual:.3f} | {mark} |")
+            fitted = f"{t.residual:.3f} | {t.amplification:.3g}"
+            lines.append(f"| {t.target} | {t.target.half_life:.4g} | {score} | {behind} | {fitted} | {mark} |")
         return "\n".join(lines)
 
 

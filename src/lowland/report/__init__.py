@@ -1,4 +1,4 @@
-"""The report of a text study: one HTML file that holds everything it shows.
+"""The report of a text study, one HTML file that holds everything it shows, and the figure of a sweep.
 
 Needs matplotlib and Jinja2: `pip install 'lowland[plot]'`.
 """
@@ -7,6 +7,8 @@ import importlib
 import os
 import tempfile
 from pathlib import Path
+
+from ..retroactive import Sweep
 
 
 def write(run_folder: Path) -> Path:
@@ -45,4 +47,29 @@ def write(run_folder: Path) -> Path:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+    return path
+
+
+def write_sweep(sweep: Sweep, path: str | os.PathLike[str], metric: str = "validation score") -> Path:
+    """Write score against half-life as one SVG file that stands alone, and return its path.
+
+    Raises `ImportError` where matplotlib is missing.
+
+    >>> import torch
+    >>> from lowland.profiles import Window
+    >>> from lowland.retroactive import intervals, sweep
+    >>> found = sweep(intervals([(5, {"w": torch.ones(1)})]), [Window(4, 5)], lambda weights: 0.0)
+    >>> write_sweep(found, Path(tempfile.mkdtemp()) / "sweep.svg").name
+    'sweep.svg'
+    """
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError as error:
+        raise ImportError("the figure needs matplotlib: pip install 'lowland[plot]'") from error
+    from .sweeps import half_life_figure
+
+    text = half_life_figure(sweep, metric=metric)
+    alone = text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1)
+    path = Path(path)
+    path.write_text(alone, encoding="utf-8")
     return path
