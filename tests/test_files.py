@@ -135,7 +135,7 @@ def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lowland.files.save_file", fail)
+    monkeypatch.setattr("lowland.tensorfile._put", fail)
     with pytest.raises(OSError, match="No space left"):
         lowland.save(filled(1), path)
     assert path.read_bytes() == before

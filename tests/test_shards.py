@@ -81,7 +81,7 @@ def test_plain_tensors_pass_through() -> None:
     assert local(parameter) is parameter and not is_sharded(parameter)
     with pytest.raises(ValueError, match=r"must have the shape \(4, 2, 3\), got \(2, 3\)"):
         like(tensor, tensor, leading=(4,))
-    reshard(nn.Linear(1, 1))
+    reshard(nn.Linear(1, 1).modules())
 
 
 @pytest.mark.slow

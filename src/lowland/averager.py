@@ -21,7 +21,7 @@ from .shards import (
     local,
     part_of,
 )
-from .weights import Select, Weights, check_same, clone_of, parameters, select_name, weights_of
+from .weights import Reader, Select, Weights, check_same, clone_of, parameters, select_name
 
 Slot = dict[str, Tensor]
 Settings = dict[str, Any]
@@ -60,6 +60,7 @@ class Averager(ABC):
         self._updates = 0
         self._kept: dict[str, Slot] = {}
         self._passes = Passes()
+        self._reader = Reader()
         self._background: background.Background | None = None
         self._snapshots: background.Snapshots | None = None
 
@@ -114,7 +115,10 @@ class Averager(ABC):
         self._settle()
         weights = self._read(model_or_weights)
         fresh = not self._slots
-        if not fresh:
+        known = not fresh and self._passes.knows(weights)  # as at the last update: nothing to check anew, no shards
+        if not known:
+            _real(weights)
+        if not fresh and not known:
             what = f"update of {type(self).__name__}"
             check_same(self._like(), weights, what=what)
             check_same_placements(self._like(), weights, what=what)
@@ -122,7 +126,7 @@ class Averager(ABC):
         check_now = self.check_finite and (not beside or any(is_sharded(tensor) for tensor in weights.values()))
         if check_now:
             # Sharded weights are checked here and not beside the step, whose own collectives must not be crossed.
-            self._refuse(self._passes.first_nonfinite(weights), weights)
+            self._refuse(self._passes.first_nonfinite(weights), {} if known else weights)
         if beside:
             self._background = self._background or background.Background()
             self._snapshots = self._snapshots or background.Snapshots()
@@ -148,7 +152,7 @@ class Averager(ABC):
         """
         if self._slots:
             raise RuntimeError(f"{type(self).__name__} already holds {self.count} updates: allocate a new one")
-        self._slots = self._make_slots(self._read(model_or_weights))
+        self._slots = self._make_slots(_real(self._read(model_or_weights)))
 
     @property
     def count(self) -> int:
@@ -199,15 +203,14 @@ class Averager(ABC):
 
     def _adopt(self, state: Mapping[str, Any], *, copy: bool = False) -> None:
         """Take a state; without `copy` its tensors are ours from now on, where device and placement allow."""
-        missing = [key for key in ("class", "count", "settings", "slots") if key not in state]
-        if missing:
-            raise ValueError(f"this is no averager's state: it lacks {missing}; pass what state_dict() returned")
-        if state["class"] != type(self).__name__:
-            raise ValueError(f"the state is of a {state['class']}, got a {type(self).__name__} to load it")
-        self._check_settings(state["settings"])
+        self._check_kind(state)
         count, slots = state["count"], state["slots"]
         if not isinstance(count, int) or count < 0:
             raise ValueError(f"the state's count must be a whole number >= 0, got {count!r}")
+        if slots:
+            own = list(self._allocate({"parameter": torch.empty(1, device="meta")}))
+            if set(slots) != set(own):
+                raise ValueError(f"the state has the slots {sorted(slots)}, wanted {sorted(own)}: another version's")
         if self._slots and slots:
             slots = {slot: self._fitting(slot, slots) for slot in self._slots}
         taken = {
@@ -231,7 +234,7 @@ class Averager(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
-        return {**self.__dict__, "_background": None, "_snapshots": None, "_passes": Passes()}
+        return {**self.__dict__, "_background": None, "_snapshots": None, "_passes": Passes(), "_reader": Reader()}
 
     # Private helpers.
 
@@ -298,8 +301,6 @@ class Averager(ABC):
 
     def _fitting(self, slot: str, slots: Mapping[str, Slot]) -> Slot:
         """The named slot of a state, in shards where our own is; refused by name unless it fits."""
-        if slot not in slots:
-            raise ValueError(f"the state lacks the slot {slot!r}, it has {sorted(slots)}")
         own, given, what = self._slots[slot], slots[slot], f"loading the slot {slot!r} of {type(self).__name__}"
         check_same(own, given, what=what)
         parts = {
@@ -321,7 +322,8 @@ class Averager(ABC):
 
     def _read(self, model_or_weights: nn.Module | Weights) -> dict[str, Tensor]:
         if isinstance(model_or_weights, nn.Module):
-            return _real(weights_of(model_or_weights, self.select))
+            # Its own tensors: under no_grad they need no detaching, which costs more than a small update.
+            return self._reader.selected(model_or_weights, self.select)
         if not isinstance(model_or_weights, Mapping):
             raise ValueError(
                 f"update wants a torch Module or a mapping from names to tensors, got {type(model_or_weights).__name__}"
@@ -331,7 +333,7 @@ class Averager(ABC):
         strangers = [name for name, tensor in model_or_weights.items() if not isinstance(tensor, Tensor)]
         if strangers:
             raise ValueError(f"update wants tensors, got something else under {strangers[:5]}")
-        return _real({name: tensor.detach() for name, tensor in model_or_weights.items()})
+        return dict(model_or_weights)
 
     def _home(self, tensor: Tensor) -> Tensor:
         return tensor if self.device is None else tensor.to(self.device)
@@ -345,6 +347,15 @@ class Averager(ABC):
             wanted = "call update(model) first" if at_least == 1 else f"at least {at_least} updates are needed"
             held = "no weights yet" if self.count == 0 else f"{self.count} update(s)"
             raise RuntimeError(f"{type(self).__name__} has {held}: {wanted}")
+
+    def _check_kind(self, state: Mapping[str, Any]) -> None:
+        """Refuse a state of another class or made under other hyper-parameters; its tensors are not looked at."""
+        missing = [key for key in ("class", "count", "settings", "slots") if key not in state]
+        if missing:
+            raise ValueError(f"this is no averager's state: it lacks {missing}; pass what state_dict() returned")
+        if state["class"] != type(self).__name__:
+            raise ValueError(f"the state is of a {state['class']}, got a {type(self).__name__} to load it")
+        self._check_settings(state["settings"])
 
     def _check_settings(self, saved: Mapping[str, Any]) -> None:
         own = self.settings

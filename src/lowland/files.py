@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from . import tensorfile
 from .averager import COMPOSITES, KINDS, Averager, Composite, Drawable
 from .weights import Weights, select_from, select_name
 
@@ -28,12 +26,16 @@ def save(obj: Averager | Composite | Weights, path: str | os.PathLike[str]) -> N
     """Write an averager, a mixture or bare weights to one safetensors file.
 
     The file is written beside its destination, flushed to disk and renamed: a crash leaves the old file or the new one.
+    It is written from the tensors themselves: 16 MB of memory suffice beside them.
+
+    Of sharded weights (DTensors, as under `fully_shard`) every rank of their mesh must call this. The shards are sent
+    to the first rank, 8 MB at a time, and it writes whole tensors: no rank ever holds the model.
 
     Raises:
         ValueError: the object cannot be saved; the message says what can.
         OSError: the folder does not exist or the disk is full; the old file, if any, is untouched.
 
-    >>> import lowland, torch
+    >>> import lowland, tempfile, torch
     >>> average = lowland.SWA()
     >>> average.update({"w": torch.ones(2)})
     >>> path = Path(tempfile.mkdtemp()) / "average.safetensors"
@@ -43,30 +45,7 @@ def save(obj: Averager | Composite | Weights, path: str | os.PathLike[str]) -> N
     """
     header, tensors = _pack(obj, "")
     header |= {"format": FORMAT, "version": _version()}
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise OSError(f"cannot write {target}: the folder {target.parent} does not exist; make it first")
-    if target.is_dir():
-        raise OSError(f"cannot write {target}: it is a folder; name a file in it")
-    needed = sum(t.numel() * t.element_size() for t in tensors.values())
-    free = shutil.disk_usage(target.parent).free
-    if free < needed:
-        raise OSError(
-            f"cannot write {target}: {needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free; "
-            "make room or choose another disk"
-        )
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    os.close(handle)
-    try:
-        save_file(tensors, name, metadata={"lowland": json.dumps(header)})
-        _flush(Path(name))
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, target)
-        _flush(target.parent)
-    except SafetensorError as error:
-        raise OSError(f"cannot write {target}: {error}") from None
-    finally:
-        Path(name).unlink(missing_ok=True)
+    tensorfile.write(path, tensors, {"lowland": json.dumps(header)})
 
 
 def load(path: str | os.PathLike[str], **given: Any) -> Any:
@@ -80,33 +59,83 @@ def load(path: str | os.PathLike[str], **given: Any) -> Any:
         ValueError: the file is truncated, foreign or damaged, or of a class that is not known.
         FileNotFoundError: there is no such file.
 
-    >>> import torch
+    >>> import tempfile, torch
     >>> path = Path(tempfile.mkdtemp()) / "weights.safetensors"
     >>> save({"w": torch.ones(2)}, path)
     >>> load(path)
     {'w': tensor([1., 1.])}
     """
+    with _opened(path) as (header, file):
+        return _unpack(header, file.read, given)
+
+
+def load_into(averager: Averager, path: str | os.PathLike[str]) -> None:
+    """Read what `save` wrote of one averager into another of the same class, which has weights or has `allocate`d.
+
+    Tensors are placed as the averager's own are: of sharded ones (DTensors) each rank reads its shards and no more, on
+    whatever number of ranks the file was written.
+
+    Raises:
+        ValueError: the file is no such state, or differs in class, hyper-parameters, names or shapes. Nothing is
+            changed then.
+        RuntimeError: the averager has no tensors yet.
+
+    >>> import lowland, tempfile, torch
+    >>> average, path = lowland.SWA(), Path(tempfile.mkdtemp()) / "average.safetensors"
+    >>> average.update({"w": torch.ones(2)})
+    >>> save(average, path)
+    >>> other = lowland.SWA()
+    >>> other.allocate({"w": torch.zeros(2)})
+    >>> load_into(other, path)
+    >>> other.count, other.mean()
+    (1, {'w': tensor([1., 1.])})
+    """
+    own = averager._views()["slots"]
+    if not own:
+        raise RuntimeError(f"{type(averager).__name__} has no tensors to read into: call allocate(model) first")
+
+    with _opened(path) as (header, file):
+        averager._check_kind(header)
+        _same_names(own, header)
+        slots = {
+            slot: {name: file.read_like(tensor, f"{slot}/{name}") for name, tensor in named.items()}
+            for slot, named in own.items()
+        }
+        averager._adopt({**{k: header[k] for k in ("class", "count", "settings", "scalars")}, "slots": slots})
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], tensorfile.File]]:
+    """The header and the tensors of a state file; what goes wrong in the block is said to be the file's fault."""
     source = Path(path)
-    if not source.exists():
-        raise FileNotFoundError(f"there is no file {source}")
     try:
-        with safe_open(source, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{source} is no whole safetensors file ({error}): write it anew with lowland.save") from None
-    try:
-        header = json.loads(metadata["lowland"])
-    except (KeyError, json.JSONDecodeError):
+        file = tensorfile.File(source)
+    except ValueError as error:
+        raise ValueError(f"{error}: write it anew with lowland.save") from None
+    with file:
+        try:
+            header = json.loads(file.metadata["lowland"])
+        except (KeyError, json.JSONDecodeError):
+            raise ValueError(
+                f"{source} is a safetensors file but not one of lowland.save; read it with safetensors.torch.load_file"
+            ) from None
+        try:
+            if header["format"] != FORMAT:
+                raise ValueError(f"its format is {header['format']!r}, this version reads {FORMAT}")
+            yield header, file
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{source} cannot be read as a lowland state: {error}") from None
+
+
+def _same_names(own: Mapping[str, Weights], header: dict[str, Any]) -> None:
+    if set(own) != set(header["slots"]):
+        raise ValueError(f"it has the slots {header['slots']}, wanted {list(own)}: another version's")
+    names = next(iter(own.values()))
+    if set(names) != set(header["names"]):
         raise ValueError(
-            f"{source} is a safetensors file but not one of lowland.save; read it with safetensors.torch.load_file"
-        ) from None
-    try:
-        if header["format"] != FORMAT:
-            raise ValueError(f"its format is {header['format']!r}, this version reads {FORMAT}")
-        return _unpack(header, tensors, given)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{source} cannot be read as a lowland state: {error}") from None
+            f"tensors are named differently: missing {sorted(set(names) - set(header['names']))[:5]}, "
+            f"unexpected {sorted(set(header['names']) - set(names))[:5]}"
+        )
 
 
 def _pack(obj: Drawable | Composite, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -119,50 +148,50 @@ def _pack(obj: Drawable | Composite, prefix: str) -> tuple[dict[str, Any], dict[
             tensors |= own
         return {"class": type(obj).__name__, "components": parts}, tensors
     if isinstance(obj, Averager):
-        state = obj.state_dict()
+        state = obj._views()
         slots = state.pop("slots")
         order = list(next(iter(slots.values()), {}))
         tensors = {f"{prefix}{slot}/{name}": t for slot, named in slots.items() for name, t in named.items()}
         header = {**state, "select": select_name(obj.select), "slots": list(slots), "names": order}
-        return header, {key: t.contiguous() for key, t in tensors.items()}
+        return header, tensors
     if isinstance(obj, Mapping):
-        # A clone each: views of one storage cannot be written side by side.
-        tensors = {f"{prefix}weights/{name}": t.detach().clone().contiguous() for name, t in obj.items()}
+        tensors = {f"{prefix}weights/{name}": t for name, t in obj.items()}
         return {"class": "weights", "names": list(obj)}, tensors
     raise ValueError(
         f"save takes an averager, a Mixture of such, or a mapping of named tensors, got {type(obj).__name__}"
     )
 
 
-def _unpack(header: dict[str, Any], tensors: dict[str, Tensor], given: dict[str, Any], prefix: str = "") -> Any:
+def _unpack(header: dict[str, Any], read: Callable[[str], Tensor], given: dict[str, Any], prefix: str = "") -> Any:
     kind = header["class"]
     if kind in COMPOSITES:
         parts = enumerate(header["components"])
-        return COMPOSITES[kind]([_unpack(part, tensors, given, f"{prefix}{index}/") for index, part in parts])
+        return COMPOSITES[kind]([_unpack(part, read, given, f"{prefix}{index}/") for index, part in parts])
     if kind == "weights":
-        return {name: tensors[f"{prefix}weights/{name}"] for name in header["names"]}
+        return {name: read(f"{prefix}weights/{name}") for name in header["names"]}
     if kind not in KINDS:
         raise ValueError(f"it holds a {kind!r}, known are {sorted(KINDS)}: import the module that defines it first")
-    slots = {slot: {name: tensors[f"{prefix}{slot}/{name}"] for name in header["names"]} for slot in header["slots"]}
-    first = next(iter(slots.values()), {})
-    averager = KINDS[kind].build(header["settings"], **{"select": select_from(header["select"], first), **given})
-    averager.load_state_dict({**{k: header[k] for k in ("class", "count", "settings", "scalars")}, "slots": slots})
+    slots = {slot: _Stored(read, f"{prefix}{slot}/", header["names"]) for slot in header["slots"]}
+    select = select_from(header["select"], next(iter(slots.values()), {}))
+    averager = KINDS[kind].build(header["settings"], **{"select": select, **given})
+    averager._adopt({**{k: header[k] for k in ("class", "count", "settings", "scalars")}, "slots": slots})
     return averager
 
 
-def _flush(path: Path) -> None:
-    """Ask the system to put a file's or a folder's content on the disk before we rename."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+class _Stored(Mapping[str, Tensor]):
+    """Tensors of a file, each read when it is asked for: so that they go to another device one by one."""
 
+    def __init__(self, read: Callable[[str], Tensor], prefix: str, names: list[str]) -> None:
+        self._read, self._prefix, self._names = read, prefix, names
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    def __getitem__(self, name: str) -> Tensor:
+        return self._read(self._prefix + name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _version() -> str:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .shards import like, local
+
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which an average of tensors of `dtype` is kept.
@@ -189,15 +191,15 @@ def second_moment(base: Tensor, columns: Tensor | None, terms: Sequence[float]) 
     """
     if columns is None or not any(terms):
         return base.clone()
-    total = base.clone(memory_format=torch.contiguous_format)
-    flat, ring = total.view(-1), columns.reshape(len(columns), -1)
+    total = local(base).clone(memory_format=torch.contiguous_format)
+    flat, ring = total.view(-1), local(columns).reshape(len(columns), -1)
     for begin in range(0, flat.numel(), CHUNK):
         chunk = flat[begin : begin + CHUNK]
         for factor, column in zip(terms, ring, strict=False):
             if factor:
                 part = column[begin : begin + CHUNK].to(chunk.dtype)
                 chunk.addcmul_(part, part, value=factor)
-    return total
+    return like(total, base)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ unchanged, and `torch.distributed.tensor` is imported by none of this: where it 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ def local(tensor: Tensor) -> Tensor:
     sharded = _dtensor(tensor)
     if sharded is None:
         return tensor
-    _layout(sharded)
+    layout_of(sharded)
     with torch.no_grad():
         shard = sharded.to_local()
     wait = getattr(shard, "wait", None)  # the result of a collective still under way
@@ -105,7 +105,7 @@ def runs(tensor: Tensor) -> list[Run]:
     coordinate = sharded.device_mesh.get_coordinate()
     if coordinate is None:  # this rank is not in the mesh and holds nothing
         return []
-    return runs_of(tuple(sharded.shape), tuple(sharded.device_mesh.shape), coordinate, _layout(sharded))
+    return runs_of(tuple(sharded.shape), tuple(sharded.device_mesh.shape), coordinate, layout_of(sharded))
 
 
 def runs_of(
@@ -136,6 +136,30 @@ def runs_of(
     return found
 
 
+def layout_of(tensor: Tensor) -> list[tuple[int, int] | None]:
+    """Return the placements of a DTensor as plain numbers, as `runs_of` takes them; of another tensor none.
+
+    Raises:
+        ValueError: the tensor holds partial sums, or is placed in a way that is not known here.
+
+    >>> layout_of(torch.zeros(2))
+    []
+    """
+    layout: list[tuple[int, int] | None] = []
+    sharded = _dtensor(tensor)
+    for placement in () if sharded is None else sharded.placements:
+        if placement.is_replicate():
+            layout.append(None)
+        elif placement.is_partial() or not hasattr(placement, "dim"):
+            raise ValueError(
+                f"it is placed as {placement} on the mesh, and no rank knows its values alone: "
+                "redistribute it to Replicate() or Shard(dim) first"
+            )
+        else:
+            layout.append((placement.dim % max(tensor.ndim, 1), getattr(placement, "split_factor", 1)))
+    return layout
+
+
 def part_of(whole: Tensor, tensor: Tensor) -> Tensor:
     """Return this rank's part of the plain tensor `whole`, placed as `tensor` is; a copy where `tensor` is a DTensor.
 
@@ -153,7 +177,7 @@ def part_of(whole: Tensor, tensor: Tensor) -> Tensor:
     part, coordinate = whole, sharded.device_mesh.get_coordinate()
     if coordinate is None:
         return like(local(tensor).to(whole.dtype), tensor)
-    held = _held(tuple(whole.shape), tuple(sharded.device_mesh.shape), coordinate, _layout(sharded))
+    held = _held(tuple(whole.shape), tuple(sharded.device_mesh.shape), coordinate, layout_of(sharded))
     for dim, intervals in enumerate(held):
         pieces = [part.narrow(dim, start, length) for start, length in intervals] or [part.narrow(dim, 0, 0)]
         part = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
@@ -193,7 +217,7 @@ def check_placements(weights: Mapping[str, Tensor]) -> None:
         sharded = _dtensor(tensor)
         if sharded is not None:
             try:
-                _layout(sharded)
+                layout_of(sharded)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         # Under ZeRO-3 a parameter outside its layer's forward is empty and averages of it were lost without a word
@@ -224,19 +248,19 @@ def check_same_placements(expected: Mapping[str, Tensor], got: Mapping[str, Tens
             )
 
 
-def reshard(model: nn.Module) -> None:
-    """Let every module under FSDP2's `fully_shard` give back the whole parameters it gathered for a forward pass.
+def reshard(modules: Iterable[nn.Module]) -> None:
+    """Let those of a model's modules that are under FSDP2's `fully_shard` give back the whole parameters of a forward.
 
     The root keeps them after a forward without a backward: what is read then is no shard, and what is written into
     them is lost, or stays when the shards are put back. Modules that are sharded already, and all others, are left.
 
-    >>> reshard(nn.Linear(1, 1))
+    >>> reshard(nn.Linear(1, 1).modules())
     """
     package = sys.modules.get("torch.distributed.fsdp")
     fsdp = getattr(package, "FSDPModule", None)
     if fsdp is None:
         return
-    for module in model.modules():
+    for module in modules:
         if isinstance(module, fsdp):
             module.reshard()
 
@@ -247,22 +271,6 @@ def _dtensor(tensor: Tensor) -> DTensor | None:
     package = sys.modules.get("torch.distributed.tensor")
     kind = getattr(package, "DTensor", None)
     return tensor if kind is not None and isinstance(tensor, kind) else None
-
-
-def _layout(tensor: DTensor) -> list[tuple[int, int] | None]:
-    """The placements as plain numbers; refuses those that are neither shards nor replicas."""
-    layout: list[tuple[int, int] | None] = []
-    for placement in tensor.placements:
-        if placement.is_replicate():
-            layout.append(None)
-        elif placement.is_partial() or not hasattr(placement, "dim"):
-            raise ValueError(
-                f"it is placed as {placement} on the mesh, and no rank knows its values alone: "
-                "redistribute it to Replicate() or Shard(dim) first"
-            )
-        else:
-            layout.append((placement.dim % max(tensor.ndim, 1), getattr(placement, "split_factor", 1)))
-    return layout
 
 
 def _shifted(placement: Any, by: int) -> Any:

@@ -115,6 +115,8 @@ def bare_name(name: str) -> str:
     >>> bare_name("module._orig_mod.fc.weight")
     'fc.weight'
     """
+    if not name.startswith(("module.", "_orig_mod.")) and "_orig_mod" not in name:
+        return name
     # Only leading components: a user's own submodule may be called `module` further down.
     parts = name.split(".")
     while len(parts) > 1 and parts[0] in _WRAPPER_PREFIXES:
@@ -125,18 +127,33 @@ def bare_name(name: str) -> str:
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and persistent buffer once, by identity, under its first bare name."""
-    reshard(model)  # else the root's parameters are whole copies after a forward, and what is written into them is lost
-    seen: set[int] = set()
-    transient = {
-        f"{prefix}.{key}" if prefix else key
-        for prefix, module in model.named_modules(remove_duplicate=False)
-        for key in module._non_persistent_buffers_set
-    }
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if id(tensor) in seen or name in transient:
+    # As named_parameters and named_buffers, which walk the modules once each and cost more than a small update.
+    modules: list[tuple[str, nn.Module]] = []
+    waiting: list[tuple[str, nn.Module]] = [("", model)]
+    met: set[int] = set()
+    while waiting:
+        prefix, module = waiting.pop()
+        if id(module) in met:
             continue
-        seen.add(id(tensor))
-        yield bare_name(name), tensor
+        met.add(id(module))
+        modules.append((prefix, module))
+        children = [(f"{prefix}{key}.", child) for key, child in module._modules.items() if child is not None]
+        waiting.extend(reversed(children))
+    # Else the root's parameters are whole copies after a forward, and what is written into them is lost.
+    reshard(module for _, module in modules)
+    seen: set[int] = set()
+    for prefix, module in modules:
+        for key, tensor in module._parameters.items():
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield bare_name(prefix + key), tensor
+    for prefix, module in modules:
+        for key, buffer in module._buffers.items():
+            if buffer is None or id(buffer) in seen:
+                continue
+            seen.add(id(buffer))
+            if key not in module._non_persistent_buffers_set:
+                yield bare_name(prefix + key), buffer
 
 
 def weights_of(model: nn.Module, select: Select = parameters) -> dict[str, Tensor]:
@@ -154,19 +171,81 @@ def weights_of(model: nn.Module, select: Select = parameters) -> dict[str, Tenso
     >>> weights_of(model)["weight"].data_ptr() == model.weight.data_ptr()
     True
     """
+    return {name: tensor.detach() for name, tensor in selected(model, select).items()}
+
+
+def selected(model: nn.Module, select: Select = parameters) -> dict[str, Tensor]:
+    """Return the selected tensors of `model` by name: the model's own, which may require gradients.
+
+    Raises:
+        ValueError: as `weights_of`.
+
+    >>> model = nn.Linear(2, 1)
+    >>> selected(model)["weight"] is model.weight
+    True
+    """
     chosen: dict[str, Tensor] = {}
     for name, tensor in _named_tensors(model):
         if not select(name, tensor):
             continue
         if nn.parameter.is_lazy(tensor):
             raise ValueError(f"{name} is a lazy parameter without a shape: run one forward pass first")
-        chosen[name] = tensor.detach()
+        chosen[name] = tensor
     if not chosen:
         raise ValueError(
             f"{select_name(select)} selects no tensor of {type(model).__name__}: "
             "choose another predicate, or unfreeze what you want to average"
         )
     return chosen
+
+
+class Reader:
+    """Reads the selected tensors of one model again and again: `selected`, with the names kept from call to call.
+
+    Names are kept only while they follow from the model's structure, which every call looks at: the names of all
+    children and parameters of all modules. No reference to the model is kept.
+
+    >>> reader, model = Reader(), nn.Linear(2, 1)
+    >>> list(reader.selected(model)) == list(reader.selected(model)) == ["weight", "bias"]
+    True
+    """
+
+    def __init__(self) -> None:
+        self._structure: object = None
+        self._names: list[str] = []
+        self._order: list[int] = []
+
+    def selected(self, model: nn.Module, select: Select = parameters) -> dict[str, Tensor]:
+        """Return what `selected` returns."""
+        if select is not parameters and select is not trainable:
+            return selected(model, select)
+        modules = level = [model]
+        while level:
+            level = [child for module in level for child in module._modules.values() if child is not None]
+            modules = modules + level
+        found = [tensor for module in modules for tensor in module._parameters.values()]
+        structure = (
+            [tuple(module._modules) for module in modules],
+            [tuple(module._parameters) for module in modules],
+            [tensor is None for tensor in found],
+        )
+        own = [tensor for tensor in found if tensor is not None]
+        # Tied tensors, modules met twice and parameters of other kinds take the long way.
+        plain = set(map(type, own)) == {nn.Parameter}
+        if not plain or len(set(map(id, own))) < len(own) or len(set(map(id, modules))) < len(modules):
+            return selected(model, select)
+        if structure != self._structure:
+            places = {id(tensor): place for place, tensor in enumerate(own)}
+            named = selected(model, parameters)
+            if len(named) != len(own):  # two tensors of one bare name
+                return selected(model, select)
+            self._names, self._order = list(named), [places[id(tensor)] for tensor in named.values()]
+            self._structure = structure
+        tensors = [own[place] for place in self._order]
+        if select is trainable:
+            chosen = {name: t for name, t in zip(self._names, tensors, strict=True) if t.requires_grad}
+            return chosen or selected(model, select)
+        return dict(zip(self._names, tensors, strict=True))
 
 
 def select_name(select: Select) -> str:
@@ -288,7 +367,7 @@ def applied(model: nn.Module, weights: Weights) -> Iterator[nn.Module]:
         copy_to(weights, model)
         yield model
     finally:
-        reshard(model)  # a forward in the block may have left the root with whole copies of `weights`
+        reshard(model.modules())  # a forward in the block may have left the root with whole copies of `weights`
         with torch.no_grad():
             for tensor, original in saved:
                 local(tensor).copy_(local(original))
