@@ -16,7 +16,6 @@ import ctypes
 import gc
 import json
 import os
-import platform
 import random
 import statistics
 import sys
@@ -24,7 +23,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
 sys.path.append(str(ROOT))
 
+from benchmarks import pages  # noqa: E402
 from benchmarks.triads import Triad, fastest  # noqa: E402
 
 Check = tuple[str, str, str, bool]  # what is claimed, what was wanted, what was got, whether it holds
@@ -53,6 +52,8 @@ def arguments(description: str | None, **extra: Any) -> argparse.Namespace:
     for name, default in extra.items():
         parser.add_argument(f"--{name.replace('_', '-')}", default=default, type=type(default))
     options = parser.parse_args()
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here: leave --device out")
     torch.set_num_threads(options.threads or os.cpu_count() or 1)
     realtime()
     _STATE.update(quick=options.quick, device=options.device, out=options.out)
@@ -113,6 +114,12 @@ class Row:
         if self.ratio is not None:
             cells[f"time over {self.baseline}"] = f"{self.ratio:.3g}"
         return cells | {"rounds": str(len(self.times)), "waited": f"{statistics.median(self.waiting or [0]):.1%}"}
+
+    def raw(self) -> dict[str, Any]:
+        """Everything, for the JSON file."""
+        middle = {"median_s": self.seconds, "iqr_s": self.iqr, "over_limit": self.limit, "over_baseline": self.ratio}
+        rest = {"baseline": self.baseline, "calls": self.calls, "times_s": self.times, "over_limits": self.limits}
+        return {"name": self.name, **middle, **rest, "waiting": self.waiting}
 
 
 def compare(
@@ -285,36 +292,9 @@ def peer(name: str) -> str:
 
 def machine() -> dict[str, Any]:
     """Return what the numbers depend on: CPU, cores, memory, system, threads, and the GPU in use."""
-    about = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    told = dict(line.split(":", 1) for line in about.splitlines() if ":" in line)
-    told = {key.strip(): value.strip() for key, value in told.items()}
-    flags = set(told.get("flags", "").split())
-    found: dict[str, Any] = {
-        "cpu": f"{told.get('model name', platform.processor() or platform.machine())}, "
-        f"family {told.get('cpu family', '?')} model {told.get('model', '?')}",
-        "vector units": [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if name in flags],
-        "cores": os.cpu_count(),
-        "memory GiB": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
-        "threads": torch.get_num_threads(),
-        "real-time priority": _STATE["realtime"],
-    }
+    found = pages.machine() | {"threads": torch.get_num_threads(), "real-time priority": _STATE["realtime"]}
     if str(_STATE["device"]).startswith("cuda"):
         found["gpu"] = torch.cuda.get_device_name()
-    return found
-
-
-def versions(packages: Iterable[str] = ()) -> dict[str, str]:
-    """Return the versions of python, lowland, torch, numpy, numba and `packages`; a peer's is its pin."""
-    from tests.peers.loading import PEERS
-
-    found = {"python": platform.python_version()}
-    for name in dict.fromkeys(("lowland", "torch", "numpy", "numba", *packages)):
-        try:
-            pins = PEERS[name].pins if name in PEERS else ()
-            found[name] = pins[0].split("==")[1] if pins else version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
     return found
 
 
@@ -343,56 +323,14 @@ def write(
         "date": date.today().isoformat(),
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "machine": machine(),
-        "versions": versions(packages),
+        "versions": pages.versions(packages),
         "notes": list(notes),
     }
     held = [dict(zip(("claim", "wanted", "got", "ok"), check, strict=True)) for check in checks]
-    raw = {head: [_raw(row) for row in rows] for head, rows in tables.items()}
-    text = page(known, tables, held)
+    raw = {head: [row.raw() if isinstance(row, Row) else dict(row) for row in rows] for head, rows in tables.items()}
+    shown = {head: [row.shown() if isinstance(row, Row) else row for row in rows] for head, rows in tables.items()}
+    text = pages.page(known, shown, held)
     (folder / f"{name}.json").write_text(json.dumps({**known, "checks": held, "tables": raw}, indent=1) + "\n")
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)
     return folder / f"{name}.md"
-
-
-def page(
-    known: Mapping[str, Any],
-    tables: Mapping[str, Sequence[Row] | Sequence[Mapping[str, object]]],
-    checks: Sequence[Mapping[str, Any]],
-) -> str:
-    """Return the Markdown of a result."""
-    lines = [f"# {known['title']}", ""]
-    for key in ("machine", "versions"):
-        inside = ", ".join(f"{what} {_cell(value)}" for what, value in known[key].items())
-        lines.append(f"{key.capitalize()}: {inside}.")
-    lines += [f"Date: {known['date']}. Command: `{known['command']}`.", ""]
-    if checks:
-        cells = [{**check, "ok": "yes" if check["ok"] else "**no**"} for check in checks]
-        lines += ["## Checks", "", *_table(cells), ""]
-    for head, rows in tables.items():
-        lines += [f"## {head}", "", *_table([row.shown() if isinstance(row, Row) else row for row in rows]), ""]
-    if known["notes"]:
-        lines += ["## Notes", "", *(f"- {note}" for note in known["notes"]), ""]
-    return "\n".join(lines)
-
-
-def _table(rows: Sequence[Mapping[str, object]]) -> list[str]:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    body = ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows]
-    return ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns), *body]
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _raw(row: Row | Mapping[str, object]) -> dict[str, Any]:
-    if not isinstance(row, Row):
-        return dict(row)
-    middle = {"median_s": row.seconds, "iqr_s": row.iqr, "over_limit": row.limit, "over_baseline": row.ratio}
-    rest = {"baseline": row.baseline, "calls": row.calls, "times_s": row.times, "over_limits": row.limits}
-    return {"name": row.name, **middle, **rest, "waiting": row.waiting}
