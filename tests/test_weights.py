@@ -8,6 +8,7 @@ from torch import nn
 
 from lowland import applied, copy_to, weights_of
 from lowland.weights import (
+    Reader,
     bare_name,
     check_same,
     clone_of,
@@ -16,6 +17,7 @@ from lowland.weights import (
     parameters,
     select_from,
     select_name,
+    selected,
     trainable,
 )
 
@@ -133,3 +135,43 @@ def test_check_same_shortens_long_lists() -> None:
     many = {f"w{i}": torch.zeros(1) for i in range(9)}
     with pytest.raises(ValueError, match=r"missing .*'w4', '\.\.\. and 4 more'\], unexpected \[\]"):
         check_same(many, {})
+
+
+def test_a_reader_follows_every_change_of_a_model() -> None:
+    # What changes between two calls is found without a hook: the answer is always that of a fresh look.
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Sequential(nn.Linear(3, 3, bias=False)))
+    model.append(nn.Linear(3, 2))
+    reader = Reader()
+
+    def same() -> None:
+        for select in (parameters, trainable, floating):
+            for _ in range(2):
+                got, wanted = reader.selected(model, select), selected(model, select)
+                assert list(got) == list(wanted)
+                assert all(got[name] is wanted[name] for name in wanted)
+
+    same()
+    model[2][0] = nn.Linear(3, 3)
+    same()
+    model[0].weight.requires_grad_(False)
+    same()
+    model[0].weight = nn.Parameter(torch.zeros(3, 2))
+    same()
+    model[3].bias = None
+    same()
+    model.insert(1, nn.Linear(3, 3))
+    same()
+    del model[0]
+    same()
+    model[0].weight = model[2][0].weight  # tied
+    same()
+    model.append(model[0])  # a module met twice
+    same()
+    model.register_parameter("extra", nn.Parameter(torch.zeros(1)))
+    same()
+    model[0].add_module("child", nn.Linear(1, 1))
+    same()
+    wrapped = nn.ModuleDict({"module": nn.Linear(1, 1)})
+    assert list(reader.selected(wrapped)) == list(selected(wrapped))
+    model.double()
+    same()

@@ -33,8 +33,8 @@ class Passes:
     """
 
     def __init__(self) -> None:
-        self._check: _Table | None = None
-        self._write: _Table | None = None
+        self._table: _Table | None = None
+        self._known: Weights | None = None  # the weights of the update under way, if the table was made for such
 
     def __reduce__(self) -> tuple[Callable[[], Passes], tuple[()]]:
         return Passes, ()
@@ -49,13 +49,38 @@ class Passes:
             return moments.first_nonfinite({name: local(tensor) for name, tensor in weights.items()})
         from .kernels import updates
 
-        table = self._check = _fitting(self._check, weights, {})
+        # The table of the last update serves unless something moved.
+        table = self._table if self._known is weights else None
+        table = table or _made(weights, {})
         bad = [index for index in table.run(updates.first_bad) if index >= 0]
         names = {table.names[min(bad)]} if bad else set()
         if table.rest:
             name = moments.first_nonfinite({name: local(weights[name]) for name in table.rest})
             names |= set() if name is None else {name}
+        if names:
+            self._known = None
         return next((name for name in weights if name in names), None)
+
+    def knows(self, weights: Weights) -> bool:
+        """Say whether the last update saw the same names, shapes, dtypes and memory, none of them sharded.
+
+        >>> passes, weights = Passes(), {"w": torch.zeros(2)}
+        >>> passes.knows(weights)
+        False
+        """
+        self._known = weights if kernels.available() and self._fits(weights) else None
+        return self._known is not None
+
+    def _fits(self, weights: Weights) -> bool:
+        seen = None if self._table is None else self._table.seen
+        return seen is not None and _look(weights) == seen
+
+    def _fitting(self, weights: Weights, slots: Mapping[str, Weights]) -> _Table:
+        table = self._table if self._known is weights or self._fits(weights) else None
+        self._known = None
+        if table is None or table.slots.keys() != slots.keys() or table.held != _held(slots):
+            table = self._table = _made(weights, slots)
+        return table
 
     def lerp_(self, average: Weights, weights: Weights, rate: float) -> None:
         """`average += rate (weights - average)`, in the average's dtype; other than floats are copied."""
@@ -63,7 +88,7 @@ class Passes:
         if kernels.available():
             from .kernels import updates
 
-            table = self._write = _fitting(self._write, weights, {"mean": average})
+            table = self._fitting(weights, {"mean": average})
             table.run(updates.absorb, updates.MEAN, 0, np.float32(rate), np.float32(0))
             rest = table.rest
         names = list(rest)
@@ -89,7 +114,7 @@ class Passes:
             from .kernels import updates
 
             slots = {"mean": mean, "base": base} | ({} if ring is None else {"ring": ring})
-            table = self._write = _fitting(self._write, weights, slots)
+            table = self._fitting(weights, slots)
             mode, factor = updates.SQUARES, count / (count - 1)
             if evicted is not None:
                 mode, factor = (updates.EVICT, evicted) if evicted else (updates.COLUMN, 0.0)
@@ -104,13 +129,17 @@ class Passes:
             moments.welford_(means, bases, sources, count, columns, evicted)
 
 
+_Seen = tuple[list[str], list[int], list[Any], list[Any], list[Any]]
+_PLAIN = (Tensor, nn.Parameter)
+
+
 @dataclass(frozen=True)
 class _Table:
     """Where the tensors of one kind of pass lie, and how the pass is cut into parts."""
 
     slots: Mapping[str, Weights]
-    held: list[tuple[list[int], int]]  # of each slot: which tensors, and where the first one lies
-    seen: _Seen
+    held: list[tuple[list[int], int]]
+    seen: _Seen | None
     names: list[str]  # of the rows
     rest: list[str]  # tensors that no kernel takes
     rows: np.ndarray[Any, Any]  # (tensors, 6): kind of weight, four addresses, bytes from one column to the next
@@ -123,41 +152,40 @@ class _Table:
         return kernels.run(kernel, [(*part, self.blocks, self.rows, *arguments) for part in order])
 
 
-_Seen = tuple[list[str], list[int], list[int], list[Any], list[Any]]
-_PLAIN = (Tensor, nn.Parameter)
-
-
-def _fitting(table: _Table | None, weights: Weights, slots: Mapping[str, Weights]) -> _Table:
-    """Return the table if it still holds, else a new one."""
-    tensors = [tensor if type(tensor) in _PLAIN else local(tensor) for tensor in weights.values()]
-    # An address may come back with another dtype after a free, so it is not enough.
-    seen = (
+def _look(weights: Weights) -> _Seen | None:
+    """What a table depends on, or None with tensors of other kinds, such as sharded ones."""
+    tensors = weights.values()
+    if not set(map(type, tensors)) <= set(_PLAIN):
+        return None
+    try:
+        addresses = list(map(Tensor.data_ptr, tensors))
+    except RuntimeError:  # such as sparse tensors
+        return None
+    # An address may come back with another dtype or shape after a free, so it is not enough.
+    return (
         list(weights),
-        [tensor.data_ptr() if tensor.is_cpu else 0 for tensor in tensors],
-        [tensor.numel() for tensor in tensors],
+        addresses,
         [tensor.dtype for tensor in tensors],
+        [tensor.shape for tensor in tensors],
         [tensor.stride() for tensor in tensors],
     )
-    held = [_held(slot) for slot in slots.values()]
-    if table is not None and table.seen == seen and table.held == held and table.slots.keys() == slots.keys():
-        return table
-    return _made(dict(zip(weights, tensors, strict=True)), slots, held, seen)
 
 
-def _held(slot: Weights) -> tuple[list[int], int]:
-    tensors = list(slot.values())
-    first = local(tensors[0])
-    return [id(tensor) for tensor in tensors], first.data_ptr() if first.is_cpu else 0
+def _held(slots: Mapping[str, Weights]) -> list[tuple[list[int], int]]:
+    """Which tensors the slots hold, and where the first of each lies."""
+    found = []
+    for slot in slots.values():
+        first = local(next(iter(slot.values())))
+        found.append((list(map(id, slot.values())), first.data_ptr()))
+    return found
 
 
-def _made(
-    weights: Mapping[str, Tensor], slots: Mapping[str, Weights], held: list[tuple[list[int], int]], seen: _Seen
-) -> _Table:
+def _made(weights: Weights, slots: Mapping[str, Weights]) -> _Table:
     names: list[str] = []
     rest: list[str] = []
     rows: list[tuple[int, ...]] = []
-    for name, tensor in weights.items():
-        own = {key: local(slot[name]) for key, slot in slots.items()}
+    for name, given in weights.items():
+        tensor, own = local(given), {key: local(slot[name]) for key, slot in slots.items()}
         if not tensor.numel() and tensor.is_floating_point():
             continue
         if not _fits(tensor, own):
@@ -168,9 +196,10 @@ def _made(
         addresses = (tensor.data_ptr(), *(own[key].data_ptr() if key in own else 0 for key in ("mean", "base", "ring")))
         names.append(name)
         rows.append((_KINDS[tensor.dtype], *addresses, row))
-    blocks, parts = _cut([weights[name].numel() for name in names])
+    # What `local` gives of a sharded tensor is a view: its size, not the whole tensor's.
+    blocks, parts = _cut([local(weights[name]).numel() for name in names])
     table = np.array(rows, dtype=np.int64).reshape(-1, 6)
-    return _Table(slots, held, seen, names, rest, table, blocks, parts)
+    return _Table(slots, _held(slots), _look(weights), names, rest, table, blocks, parts)
 
 
 def _fits(tensor: Tensor, own: Mapping[str, Tensor]) -> bool:
