@@ -24,6 +24,8 @@ Select = Callable[[str, Tensor], bool]
 Score = Callable[[Weights], float]
 
 _WRAPPER_PREFIXES = frozenset({"module", "_orig_mod"})
+# What torch.compile, activation checkpointing and FSDP1 insert at any depth; no names that a user gives.
+_TRANSPARENT = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 
 
 def parameters(name: str, tensor: Tensor) -> bool:
@@ -112,17 +114,16 @@ def select_from(name: str, tensors: Weights) -> Select:
 def bare_name(name: str) -> str:
     """Strip the path components that wrappers add.
 
-    >>> bare_name("module._orig_mod.fc.weight")
-    'fc.weight'
+    >>> bare_name("module._orig_mod.fc.weight"), bare_name("layer._checkpoint_wrapped_module.fc.weight")
+    ('fc.weight', 'layer.fc.weight')
     """
-    if not name.startswith(("module.", "_orig_mod.")) and "_orig_mod" not in name:
+    if not name.startswith("module.") and "_orig_mod" not in name and "_wrapped_module" not in name:
         return name
     # Only leading components: a user's own submodule may be called `module` further down.
     parts = name.split(".")
     while len(parts) > 1 and parts[0] in _WRAPPER_PREFIXES:
         parts = parts[1:]
-    # torch.compile may also wrap a submodule; `_orig_mod` is no name that a user gives.
-    return ".".join(part for part in parts if part != "_orig_mod")
+    return ".".join(part for part in parts if part not in _TRANSPARENT)
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -243,7 +244,7 @@ class Reader:
             self._structure = structure
         tensors = [own[place] for place in self._order]
         if select is trainable:
-            chosen = {name: t for name, t in zip(self._names, tensors, strict=True) if t.requires_grad}
+            chosen: dict[str, Tensor] = {n: t for n, t in zip(self._names, tensors, strict=True) if t.requires_grad}
             return chosen or selected(model, select)
         return dict(zip(self._names, tensors, strict=True))
 
