@@ -39,8 +39,8 @@ def lowland(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     def run(*arguments: Any) -> Done:
         monkeypatch.setattr(sys, "argv", ["lowland", *map(str, arguments)])
         # The consoles of the module hold the streams of its import.
-        monkeypatch.setattr(cli, "out", Console(width=160))
-        monkeypatch.setattr(cli, "err", Console(stderr=True, width=160))
+        monkeypatch.setattr(cli.screen, "out", Console(width=160))
+        monkeypatch.setattr(cli.screen, "err", Console(stderr=True, width=160))
         with pytest.raises(SystemExit) as left:
             cli.main()
         printed = capsys.readouterr()
@@ -137,7 +137,7 @@ def errors(home: Path) -> list[tuple[list[Any], str]]:
             "folder that exists",
         ),
         (["report", home], "holds no study"),
-        (["info", home / "train.csv"], "is no whole safetensors file"),
+        (["info", home / "train.csv"], "is no checkpoint"),
         (["info", home / "none"], "there is no file"),
         (["data", "get", "nonsense"], "there is no packaged set 'nonsense'"),
         (["demo", "--members", "0", "--out", home / "x"], "members must be at least 1, got 0"),

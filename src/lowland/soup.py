@@ -16,7 +16,7 @@ model, so clone them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -88,6 +88,48 @@ def weighted(
     return _served(total)
 
 
+class Search(NamedTuple):
+    """Which ingredients a greedy search keeps, and the scores that it saw.
+
+    Example:
+        >>> search(2, score=lambda members: float(sum(members)))
+        Search(members=[1], scores=[0.0, 1.0], trials=[1.0, 1.0])
+    """
+
+    members: list[int]  # places of the ingredients kept, in the order in which they entered
+    scores: list[float]  # score of every ingredient alone, in the order given
+    trials: list[float]  # score of the soup with this ingredient in it when its turn came, in the order given
+
+
+def search(count: int, score: Callable[[Sequence[int]], float]) -> Search:
+    """Go through `count` ingredients from the best alone to the worst and keep those that raise the score.
+
+    The search of `greedy` for ingredients that are too large to hold: `score` is asked for the soup of the ingredients
+    at these places, in this order, and may build it from files. An ingredient that leaves the score equal is left out.
+
+    Raises:
+        ValueError: there is no ingredient.
+
+    Example:
+        >>> values = [9.0, 4.0, 7.0]
+        >>> def score(members):
+        ...     return -abs(sum(values[place] for place in members) / len(members) - 5)
+        >>> search(3, score).members
+        [1, 2]
+    """
+    if count == 0:
+        raise ValueError("a soup needs at least one ingredient, got none")
+    scores = [score([index]) for index in range(count)]
+    order = sorted(range(count), key=lambda index: -scores[index])
+    best, members, trials = scores[order[0]], [order[0]], list(scores)
+    for index in order[1:]:
+        trials[index] = score([*members, index])
+        if trials[index] > best:
+            best = trials[index]
+            members.append(index)
+    return Search(members, scores, trials)
+
+
 class Greedy(NamedTuple):
     """A greedy soup and how it came about.
 
@@ -129,28 +171,35 @@ def greedy(ingredients: Sequence[Weights], score: Score) -> Greedy:
         >>> soup.trials  # with 9 the mean would be 6.67
         [-1.6666665077209473, -1.0, -0.5]
     """
-    if len(ingredients) == 0:
-        raise ValueError("a soup needs at least one ingredient, got none")
     like: dict[str, Tensor] = {}
-    scores = []
-    for index in range(len(ingredients)):
+    soup: dict[str, Tensor] = {}  # of the ingredients kept so far
+    trial: dict[str, Tensor] = {}  # the latest one scored
+    held, tried = 0, 0  # ingredients in each
+
+    def judged(members: Sequence[int]) -> float:
+        nonlocal like, soup, trial, held, tried
+        index = members[-1]
         weights = ingredients[index]
-        _check(like, weights, index)
-        if index == 0:
-            like = {name: tensor.to("meta") for name, tensor in weights.items()}
-        scores.append(judge(score, weights, f"ingredient {index}"))
-    order = sorted(range(len(scores)), key=lambda index: -scores[index])
-    best, members, trials = scores[order[0]], [order[0]], list(scores)
-    soup = _start(ingredients[0])
-    _stir_(soup, ingredients[order[0]], 0)
-    for index in order[1:]:
-        trial = clone_of(soup)
-        _stir_(trial, ingredients[index], len(members))
-        trials[index] = judge(score, trial, f"the soup with ingredient {index}")
-        if trials[index] > best:
-            soup, best = trial, trials[index]
-            members.append(index)
-    return Greedy(soup, members, scores, trials)
+        if len(members) == 1:
+            _check(like, weights, index)
+            if index == 0:
+                like = {name: tensor.to("meta") for name, tensor in weights.items()}
+            return judge(score, weights, f"ingredient {index}")
+        if not soup:
+            soup = _start(ingredients[0])
+            _stir_(soup, ingredients[members[0]], 0)
+            held = 1
+        elif len(members) - 1 == tried and tried > held:
+            soup, held = trial, tried
+        trial, tried = clone_of(soup), len(members)
+        _stir_(trial, weights, held)
+        return judge(score, trial, f"the soup with ingredient {index}")
+
+    members, scores, trials = search(len(ingredients), judged)
+    if not soup:
+        soup = _start(ingredients[0])
+        _stir_(soup, ingredients[members[0]], 0)
+    return Greedy(trial if tried == len(members) else soup, members, scores, trials)
 
 
 def _start(weights: Weights) -> dict[str, Tensor]:

@@ -1,0 +1,108 @@
+"""What a file or folder holds, from its headers alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from .sources import open_checkpoint
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """Return plain data that says what a checkpoint or a state file holds; no tensor is read.
+
+    Always `class`, `bytes` and `parts`. A part of a state has its class, updates, tensors, numbers, bytes and
+    hyper-parameters; a checkpoint's parts are its files.
+
+    Raises:
+        FileNotFoundError: there is nothing under this path.
+        ValueError: what lies there is no checkpoint and no state, or is damaged.
+
+    >>> import tempfile, torch, lowland
+    >>> file = Path(tempfile.mkdtemp()) / "average.safetensors"
+    >>> average = lowland.SWA()
+    >>> average.update({"w": torch.ones(2, 3)})
+    >>> lowland.save(average, file)
+    >>> described = describe(file)
+    >>> described["class"], described["parts"][0]["updates"], described["parts"][0]["numbers"]
+    ('SWA', 1, 6)
+    """
+    source = Path(path)
+    if not source.exists():
+        raise FileNotFoundError(f"there is no file {source}")
+    state = _state(source) if source.suffix == ".safetensors" and source.is_file() else None
+    return state or _checkpoint(source)
+
+
+def _state(source: Path) -> dict[str, Any] | None:
+    try:
+        with safe_open(source, framework="pt") as file:
+            text = (file.metadata() or {}).get("lowland")
+            if text is None:
+                return None
+            slices = {key: file.get_slice(key) for key in file.keys()}
+            shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
+            types = {key: str(part.get_dtype()) for key, part in slices.items()}
+        header = json.loads(text)
+        parts = list(_parts(header, "", shapes, types))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{source} is no whole safetensors file of lowland ({error}): write it anew") from None
+    return {
+        "class": header["class"],
+        "bytes": sum(part["bytes"] for part in parts),
+        "version": header.get("version"),
+        "parts": parts,
+    }
+
+
+_BITS = {"BOOL": 8, "BF16": 16}
+
+
+def _parts(header: Mapping[str, Any], prefix: str, shapes: Mapping[str, Any], types: Mapping[str, str]) -> Any:
+    if "components" in header:
+        for place, part in enumerate(header["components"]):
+            yield from _parts(part, f"{prefix}{place}/", shapes, types)
+        return
+    slots = ["weights"] if header["class"] == "weights" else header["slots"]
+    names = header["names"]
+    keys = [f"{prefix}{slot}/{name}" for slot in slots for name in names]
+    yield {
+        "class": header["class"],
+        "updates": header.get("count"),
+        "tensors": len(names),
+        "numbers": sum(prod(shapes[f"{prefix}{slots[0]}/{name}"]) for name in names) if slots else 0,
+        "bytes": sum(prod(shapes[key]) * _itemsize(types[key]) for key in keys),
+        "settings": header.get("settings", {}),
+    }
+
+
+def _itemsize(dtype: str) -> int:
+    return _BITS.get(dtype, int("".join(filter(str.isdigit, dtype.split("_")[0])) or 8)) // 8
+
+
+def _checkpoint(source: Path) -> dict[str, Any]:
+    checkpoint = open_checkpoint(source)
+    types: Counter[str] = Counter()
+    for stored in checkpoint.tensors.values():
+        types[str(stored.dtype).removeprefix("torch.")] += stored.numel
+    return {
+        "class": checkpoint.kind,
+        "bytes": checkpoint.nbytes,
+        "tensors": len(checkpoint.tensors),
+        "numbers": dict(types),
+        "tied": [list(group) for group in checkpoint.ties()],
+        "parts": [
+            {
+                "file": shard.file,
+                "tensors": len(shard.names),
+                "bytes": sum(checkpoint.tensors[name].nbytes for name in shard.names),
+            }
+            for shard in checkpoint.shards
+        ],
+    }

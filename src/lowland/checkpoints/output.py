@@ -1,0 +1,236 @@
+"""What is being written: a hidden folder beside the destination that is renamed when it is whole.
+
+A kill leaves the hidden folder with a journal of the stretches whose bytes are on the disk; the same command goes on
+from there and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .sources import DTYPE_NAMES, Stored
+from .streaming import Place
+from .torchfiles import mend_checksums, write_torch_skeleton
+
+SYNC_BYTES = 1 << 30  # what a kill can cost
+
+_PLAN, _JOURNAL = "lowland-plan.json", "lowland-journal"
+
+
+class Assembly:
+    """A file or folder that is put together out of order.
+
+    Args:
+        target: the file or folder that will be there in the end.
+        plan: plain data that says what is made of what; a run under another plan does not go on with this one.
+        restart: forget an unfinished run.
+
+    Raises:
+        OSError: the target is there already, its parent is not, or another process is writing it.
+        ValueError: an unfinished run under another plan lies there.
+    """
+
+    def __init__(self, target: Path, plan: Mapping[str, Any], *, restart: bool = False) -> None:
+        self.target = target
+        self.part = target.parent / f".{target.name}.part"
+        check_target(target)
+        if restart and self.part.exists():
+            shutil.rmtree(self.part)
+        self.part.mkdir(exist_ok=True)
+        self._lock = (self.part / _JOURNAL).open("a+", encoding="ascii")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise OSError(f"another process is writing {target}: wait for it") from None
+        text = json.dumps(plan, indent=1, sort_keys=True)
+        written = self.part / _PLAN
+        if written.exists() and written.read_text(encoding="utf-8") != text:
+            self._lock.close()
+            raise ValueError(
+                f"{self.part} holds an unfinished run with other inputs or settings: pass --restart to begin anew, or "
+                "give the same command again to finish it"
+            )
+        if not written.exists():
+            durable(written, text.encode())
+        self._lock.seek(0)
+        # A kill can cut the last line short.
+        self.finished = {int(line) for line in self._lock.read().split("\n")[:-1]}
+        self.files: list[Path] = []
+        self._mend: list[Path] = []
+        self._waiting: list[int] = []
+        self._bytes = 0
+        self._syncs: list[Future[None]] = []
+        self._pool = ThreadPoolExecutor(1, "lowland-sync")
+
+    def __enter__(self) -> Assembly:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None and self._waiting:
+            self._syncs.append(self._pool.submit(self._sync, self._waiting))
+        self._pool.shutdown()
+        self._lock.close()
+
+    def path(self, name: str) -> Path:
+        """Return where a file of the output is written for now."""
+        return self.part / name
+
+    def add_safetensors(
+        self, name: str, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str] | None
+    ) -> dict[str, Place]:
+        """Make room for a safetensors file and return the places of its tensors."""
+        header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+        offset = 0
+        places = {}
+        path = self.path(name)
+        # Wide types first keep every tensor aligned.
+        for key in sorted(tensors, key=lambda key: -tensors[key][0].itemsize):
+            dtype, shape = tensors[key]
+            numel = torch.Size(shape).numel()
+            size = numel * dtype.itemsize
+            header[key] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+            places[key] = Place(path, offset, numel, dtype)
+            offset += size
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        begin = 8 + len(text)
+        self._reserve(path, begin + offset, len(text).to_bytes(8, "little") + text)
+        return {key: Place(path, begin + p.offset, p.numel, p.dtype) for key, p in places.items()}
+
+    def add_torch(
+        self,
+        name: str,
+        tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+        ties: Mapping[str, str],
+        under: tuple[str, ...],
+    ) -> dict[str, Place]:
+        """Make room for a torch file and return the places of its tensors."""
+        path = self.path(name)
+        skeleton = self.path(f"lowland-skeleton/{name}")
+        skeleton.parent.mkdir(exist_ok=True)
+        offsets = write_torch_skeleton(skeleton, tensors, ties, under)
+        if not (path.exists() and path.stat().st_size == skeleton.stat().st_size):
+            self._forget()
+            os.replace(skeleton, path)
+        shutil.rmtree(skeleton.parent)
+        self.files.append(path)
+        self._mend.append(path)
+        return {
+            key: Place(path, offsets[key], torch.Size(shape).numel(), dtype) for key, (dtype, shape) in tensors.items()
+        }
+
+    def _reserve(self, path: Path, size: int, head: bytes) -> None:
+        self.files.append(path)
+        if path.exists() and path.stat().st_size == size:
+            return
+        self._forget()
+        with path.open("wb") as file:
+            file.write(head)
+            file.truncate(size)
+
+    def _forget(self) -> None:
+        """Whatever the journal says, the bytes are not there."""
+        self.finished.clear()
+        self._lock.truncate(0)
+
+    def done(self, number: int, nbytes: int) -> None:
+        """Note a job whose bytes are written; now and then they are put on the disk and entered in the journal."""
+        self._waiting.append(number)
+        self._bytes += nbytes
+        if self._bytes >= SYNC_BYTES and all(sync.done() for sync in self._syncs):
+            for sync in self._syncs:
+                sync.result()
+            self._syncs = [self._pool.submit(self._sync, self._waiting)]
+            self._waiting, self._bytes = [], 0
+
+    def _sync(self, numbers: Sequence[int]) -> None:
+        for path in self.files:
+            _flush(path)
+        self._lock.write("".join(f"{number}\n" for number in numbers))
+        self._lock.flush()
+        os.fsync(self._lock.fileno())
+
+    def finish(self, beside: Callable[[Path], None]) -> None:
+        """Flush everything, let `beside` add small files, and rename the whole to its destination."""
+        for sync in self._syncs:
+            sync.result()
+        for path in self._mend:
+            mend_checksums(path)
+        for path in self.files:
+            _flush(path)
+        single = self.target.name if self.files == [self.part / self.target.name] and self.target.suffix else None
+        if single is None:
+            beside(self.part)
+            (self.part / _PLAN).unlink()
+            (self.part / _JOURNAL).unlink()
+            _flush(self.part)
+            if self.target.exists():
+                self.target.rmdir()  # check_target saw that it is empty
+            os.rename(self.part, self.target)
+        else:
+            os.rename(self.part / single, self.target)
+            shutil.rmtree(self.part)
+        _flush(self.target.parent)
+
+
+def check_target(target: Path) -> None:
+    """Refuse a destination that is there already or cannot be made.
+
+    Raises:
+        OSError: says what to do.
+    """
+    if not target.parent.is_dir():
+        raise OSError(f"cannot write {target}: the folder {target.parent} does not exist; make it first")
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        raise OSError(f"{target} is there already: name another output, or delete it")
+
+
+def check_room(folder: Path, wanted: int, held: int = 0) -> None:
+    """Refuse to begin what the disk cannot hold; `held` bytes of it are there already.
+
+    Raises:
+        OSError: says how much is wanted and free.
+    """
+    free = shutil.disk_usage(folder).free + held
+    if free < wanted:
+        raise OSError(
+            f"cannot write into {folder}: {wanted / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; make room "
+            "or choose another disk"
+        )
+
+
+def durable(path: Path, content: bytes) -> None:
+    """Write a small file under another name, flush it and rename it."""
+    part = path.with_name(f"{path.name}.new")
+    part.write_bytes(content)
+    _flush(part)
+    os.replace(part, path)
+
+
+def sizes(tensors: Mapping[str, Stored], names: Iterable[str], dtype: torch.dtype | None) -> dict[str, Any]:
+    """Return dtype and shape of each named tensor as it will be written; only floating-point ones change type."""
+    return {
+        name: (
+            dtype if dtype is not None and tensors[name].dtype.is_floating_point else tensors[name].dtype,
+            tensors[name].shape,
+        )
+        for name in names
+    }
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

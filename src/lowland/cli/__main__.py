@@ -1,0 +1,5 @@
+"""`python -m lowland.cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,290 @@
+"""Commands on checkpoint folders: average, soup, posterior, sample, info."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from . import screen
+
+if TYPE_CHECKING:
+    from ..checkpoints import Merge, Plan
+
+Inputs = Annotated[list[str], typer.Argument(help="Folders, files, glob patterns, or a run with checkpoint-* in it.")]
+Out = Annotated[Path, typer.Option("--out", help="What to write; it must not be there yet.")]
+Last = Annotated[int | None, typer.Option("--last", help="Take the last k only.")]
+AsGiven = Annotated[bool, typer.Option("--as-given", help="Keep the order given \\[default: by number in the name].")]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", help="float32, bfloat16, float16 or float64 \\[default: as read].")
+]
+NoCheck = Annotated[bool, typer.Option("--no-check-finite", help="Let NaN and infinities pass.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say bytes and time, write nothing.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Forget an unfinished run instead of going on with it.")]
+
+
+def average(
+    inputs: Inputs,
+    out: Out,
+    weights: Annotated[
+        str | None, typer.Option(help="One for each input: 1,2,1. They are divided by their sum.")
+    ] = None,
+    ema: Annotated[float | None, typer.Option(help="Exponential average: what the past keeps at each step.")] = None,
+    half_life: Annotated[float | None, typer.Option(help="The same as a half-life, in checkpoints.")] = None,
+    last: Last = None,
+    dtype: Dtype = None,
+    as_given: AsGiven = False,
+    no_check_finite: NoCheck = False,
+    dry_run: DryRun = False,
+    restart: Restart = False,
+    as_json: screen.Json = False,
+) -> None:
+    """Average checkpoints: equally, weighted or exponentially, in bounded memory whatever their size."""
+    from ..checkpoints import expand, plan_average
+
+    if sum(option is not None for option in (weights, ema, half_life)) > 1:
+        raise ValueError("--weights, --ema and --half-life exclude each other: give one")
+    paths = expand(inputs, keep_order=as_given or weights is not None)
+    merge, title = _merge(weights, ema, half_life, len(paths))
+    plan = plan_average(_tail(paths, last), out, merge, dtype=_dtype(dtype), check_finite=not no_check_finite)
+    if last is not None and weights is not None:
+        raise ValueError("--last and --weights exclude each other: name the checkpoints that you want")
+    _go(plan, title, dry_run, restart, as_json, f"`lowland info {out}` says what it holds; load it as any checkpoint.")
+
+
+def soup(
+    inputs: Inputs,
+    out: Out,
+    score: Annotated[
+        str, typer.Option(help="Command to run on a candidate, such as 'python eval.py {}'; its last number counts.")
+    ],
+    lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="The score is a loss.")] = False,
+    dtype: Dtype = None,
+    no_check_finite: NoCheck = False,
+    dry_run: DryRun = False,
+    restart: Restart = False,
+    as_json: screen.Json = False,
+) -> None:
+    """Build the greedy soup: go from the best checkpoint to the worst and keep those that raise the score."""
+    from .. import soup as soups
+    from ..checkpoints import expand, plan_average
+    from .scoring import Scorer
+
+    paths = expand(inputs)
+    plan = plan_average(paths, out, soups.uniform, dtype=_dtype(dtype), check_finite=not no_check_finite)
+    scorer = Scorer(score, plan, lower_is_better, restart=restart)
+    if dry_run:
+        _go(
+            plan, "greedy soup", True, False, as_json, f"{len(paths)} to {2 * len(paths) - 1} runs of the score follow."
+        )
+        return
+    if not as_json:
+        screen.out.print(_inputs(plan))
+    found = soups.search(len(paths), scorer)
+    kept = [paths[place] for place in found.members]
+    final = plan_average(kept, out, soups.uniform, dtype=_dtype(dtype), check_finite=not no_check_finite)
+    with screen.byte_bar("writing the soup", final.bytes_read + final.bytes_written) as report:
+        final.run(report, restart=restart)
+    scorer.forget()
+    sign = -1 if lower_is_better else 1
+    best = sign * found.trials[found.members[-1]]
+    if as_json:
+        rows = [
+            {"input": str(path), "score": sign * alone, "in_soup": sign * trial, "kept": place in found.members}
+            for place, (path, alone, trial) in enumerate(zip(paths, found.scores, found.trials, strict=True))
+        ]
+        screen.print_json({"output": str(out), "score": best, "kept": list(map(str, kept)), "scores": rows})
+        return
+    table = Table(title="greedy soup")
+    for heading in ("checkpoint", "alone", "soup with it", "kept"):
+        table.add_column(heading)
+    for place, path in enumerate(paths):
+        values = (f"{sign * value:.6g}" for value in (found.scores[place], found.trials[place]))
+        table.add_row(escape(str(path)), *values, "yes" if place in found.members else "no")
+    screen.out.print(table)
+    screen.say(
+        f"Wrote {out}: {len(kept)} of {len(paths)} checkpoints, score {best:.6g}. Judge it on data that chose nothing."
+    )
+
+
+def posterior(
+    inputs: Inputs,
+    out: Out,
+    rank: Annotated[int, typer.Option(help="Deviations held at most; 0 keeps the diagonal only.")] = 20,
+    deviations: Annotated[str, typer.Option(help="float32, or bfloat16 for half the size.")] = "float32",
+    select: Annotated[
+        str | None, typer.Option(help="A regular expression: only tensors in whose name it is found.")
+    ] = None,
+    last: Last = None,
+    as_given: AsGiven = False,
+    no_check_finite: NoCheck = False,
+    dry_run: DryRun = False,
+    restart: Restart = False,
+    as_json: screen.Json = False,
+) -> None:
+    """Fit SWAG, a Gaussian over weights, to a row of checkpoints; the file is one that lowland.load reads."""
+    from .. import SWAG
+    from ..checkpoints import expand, plan_posterior
+    from ..weights import matching
+
+    paths = _tail(expand(inputs, keep_order=as_given), last)
+    if len(paths) < 2:
+        raise ValueError("a Gaussian wants at least 2 checkpoints, got 1")
+    make = partial(SWAG, rank=min(rank, len(paths)), deviations_dtype=deviations)
+    chosen = None if select is None else matching(select)
+    plan = plan_posterior(paths, out, make, select=chosen, check_finite=not no_check_finite)
+    follow = f"`lowland sample {out} --like {paths[-1]} -n 5 --out draws` writes checkpoints drawn from it."
+    _go(plan, f"SWAG of rank {min(rank, len(paths))}", dry_run, restart, as_json, follow)
+
+
+def sample(
+    posterior: Annotated[Path, typer.Argument(help="What `lowland posterior` or lowland.save wrote.")],
+    like: Annotated[Path, typer.Option(help="A checkpoint or adapter whose layout and other tensors the draws take.")],
+    out: Annotated[Path, typer.Option("--out", help="A folder for sample-0, sample-1, ...")],
+    n: Annotated[int, typer.Option("-n", "--number", help="How many draws.")] = 1,
+    seed: Annotated[int, typer.Option(help="The same seed, the same draws.")] = 0,
+    scale: Annotated[float | None, typer.Option(help="Multiplies the covariance \\[default: 1, the paper's].")] = None,
+    as_json: screen.Json = False,
+) -> None:
+    """Draw weights from a saved posterior and write them as ordinary checkpoints or adapters."""
+    from ..checkpoints import open_checkpoint
+    from ..checkpoints import sample as draw
+
+    begin = time.perf_counter()
+    first = open_checkpoint(like)
+    with screen.byte_bar("drawing", n * first.nbytes) as report:
+        made = draw(
+            posterior, first, n, out, seed=seed, view=None if scale is None else _tempered(scale), report=report
+        )
+    seconds = time.perf_counter() - begin
+    if as_json:
+        screen.print_json({"output": list(map(str, made)), "seed": seed, "seconds": seconds})
+        return
+    screen.say(f"Wrote {n} draws to {out} in {seconds:.1f} s: predict with each and average the probabilities.")
+
+
+def info(
+    path: Annotated[Path, typer.Argument(help="A checkpoint, or what lowland.save wrote.")],
+    as_json: screen.Json = False,
+) -> None:
+    """Say what a checkpoint or a state file holds."""
+    from ..checkpoints import describe
+
+    held = describe(path)
+    if as_json:
+        screen.print_json(held)
+        return
+    table = Table(title=escape(f"{path.name}: {held['class']}, {screen.size(held['bytes'])}"))
+    for heading in held["parts"][0] if held["parts"] else ():
+        table.add_column(heading)
+    for part in held["parts"]:
+        table.add_row(*(escape(_cell(key, value)) for key, value in part.items()))
+    screen.out.print(table)
+    if "tied" not in held:
+        screen.say(f"Read it in Python: lowland.load({str(path)!r}).")
+        return
+    numbers = ", ".join(f"{count:,} {dtype}" for dtype, count in held["numbers"].items())
+    tied = f" Tied: {'; '.join(' = '.join(group) for group in held['tied'][:3])}." if held["tied"] else ""
+    screen.say(f"{held['tensors']} tensors: {numbers}.{tied} Average several with `lowland average`.")
+
+
+def _cell(key: str, value: object) -> str:
+    if key == "bytes" and isinstance(value, int):
+        return screen.size(value)
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def _merge(weights: str | None, ema: float | None, half_life: float | None, count: int) -> tuple[Merge, str]:
+    from .. import EMA, SWA
+    from .. import soup as soups
+    from ..checkpoints import through
+    from ..ema import half_life as decay_of
+
+    if weights is not None:
+        try:
+            shares = [float(part) for part in weights.split(",")]
+        except ValueError:
+            raise ValueError(f"--weights wants numbers with commas between them, got {weights!r}") from None
+        if len(shares) != count:
+            raise ValueError(f"--weights wants one number for each of {count} checkpoints, got {len(shares)}")
+        return partial(soups.weighted, coefficients=shares, normalise=True), "weighted average"
+    if ema is not None or half_life is not None:
+        decay = ema if ema is not None else decay_of(half_life or 0)
+        EMA(decay)  # refuses what is no decay before anything is read
+        return through(partial(EMA, decay=decay)), f"exponential average, decay {decay:.6g}"
+    return through(SWA), "average"
+
+
+def _tempered(scale: float) -> Any:
+    return lambda loaded: loaded.tempered(scale)
+
+
+def _tail(paths: Sequence[Path], last: int | None) -> list[Path]:
+    if last is None:
+        return list(paths)
+    if not 1 <= last <= len(paths):
+        raise ValueError(f"--last must lie between 1 and the number of checkpoints, {len(paths)}; got {last}")
+    return list(paths[-last:])
+
+
+def _dtype(name: str | None) -> Any:
+    import torch
+
+    names = ("float32", "bfloat16", "float16", "float64")
+    if name is not None and name not in names:
+        raise ValueError(f"--dtype must be one of {', '.join(names)}, got {name}")
+    return None if name is None else getattr(torch, name)
+
+
+def _inputs(plan: Plan) -> Table:
+    table = Table(title=f"{len(plan.checkpoints)} checkpoints, in this order")
+    for heading in ("", "checkpoint", "kind", "size"):
+        table.add_column(heading)
+    rows = [(str(n), c) for n, c in enumerate(plan.checkpoints, start=1)]
+    shown = rows if len(rows) <= 24 else [*rows[:12], ("...", None), *rows[-11:]]
+    for place, checkpoint in shown:
+        cells = (str(checkpoint.path), checkpoint.kind, screen.size(checkpoint.nbytes)) if checkpoint else ("", "", "")
+        table.add_row(place, *map(escape, cells))
+    return table
+
+
+def _go(plan: Plan, title: str, dry_run: bool, restart: bool, as_json: bool, follow: str) -> None:
+    """Show the inputs, then do the plan or say what it would take."""
+    from ..checkpoints import estimate
+
+    facts: dict[str, Any] = {
+        "method": title,
+        "output": str(plan.target),
+        "inputs": [str(checkpoint.path) for checkpoint in plan.checkpoints],
+        "bytes_read": plan.bytes_read,
+        "bytes_written": plan.bytes_written,
+        "dry_run": dry_run,
+    }
+    if not as_json:
+        screen.out.print(_inputs(plan))
+    moved = f"{screen.size(plan.bytes_read)} read, {screen.size(plan.bytes_written)} written"
+    if dry_run:
+        rates = estimate(plan)
+        if as_json:
+            screen.print_json({**facts, "estimate": rates._asdict()})
+            return
+        screen.say(
+            f"The {title} would take about {rates.seconds:.0f} s: {moved}, at {screen.size(rates.read)} and "
+            f"{screen.size(rates.write)} a second just now. Nothing was written. {follow}"
+        )
+        return
+    begin = time.perf_counter()
+    with screen.byte_bar(title, plan.bytes_read + plan.bytes_written) as report:
+        plan.run(report, restart=restart)
+    seconds = time.perf_counter() - begin
+    if as_json:
+        screen.print_json({**facts, "seconds": seconds})
+        return
+    screen.say(f"Wrote the {title} to {plan.target} in {seconds:.1f} s ({moved}). {follow}")
