@@ -20,7 +20,7 @@ SUBMODULES = {
     *("weights", "averager", "moments"),
     *("swa", "ema", "snapshots", "swag", "aswa", "mixture", "soup", "cycles"),
     *("batchnorm", "control_variate", "predict", "calibration", "files"),
-    *("profiles", "retroactive", "recorder"),
+    *("profiles", "records", "retroactive", "recorder"),
 }
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import lowland
 from lowland import EMA, SWA, Snapshots
@@ -131,11 +132,24 @@ def test_files_are_read_as_they_were_written(tmp_path):
     lowland.save({"w": torch.tensor([3.0])}, tmp_path / "b.safetensors")
     kept = [(10, tmp_path / "a.safetensors"), (20, str(tmp_path / "b.safetensors"))]
     assert synthesise(intervals(kept), Window(0, 20))["w"].tolist() == [2.0]
-    torch.save({}, tmp_path / "c.pt")
+    (tmp_path / "c.safetensors").write_bytes(b"x")
     with pytest.raises(ValueError, match="no whole safetensors file"):
-        synthesise(intervals([(10, tmp_path / "c.pt")]), Window(9, 10))
-    with pytest.raises(FileNotFoundError, match="there is no file"):
-        synthesise(intervals([(10, tmp_path / "d")]), Window(9, 10))
+        synthesise(intervals([(10, tmp_path / "c.safetensors")]), Window(9, 10))
+    for name in ("d", "d.safetensors"):
+        with pytest.raises(FileNotFoundError, match="there is no"):
+            synthesise(intervals([(10, tmp_path / name)]), Window(9, 10))
+
+
+def test_checkpoints_in_other_layouts_are_read(tmp_path):
+    for step in (10, 20):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        save_file({"w": torch.full((2, 3), float(step)), "n": torch.tensor(step)}, folder / "model.safetensors")
+        torch.save({"w": torch.full((2, 3), float(step)), "n": torch.tensor(step)}, tmp_path / f"{step}.pt")
+    for kept in (["checkpoint-10", "20.pt"], ["10.pt", "checkpoint-20"]):
+        basis = intervals([(step, tmp_path / name) for step, name in zip((10, 20), kept, strict=True)])
+        found = synthesise(basis, Window(0, 20))
+        assert found["w"].tolist() == [[15.0] * 3] * 2 and found["n"] == 20
 
 
 def test_records_that_do_not_fit_are_named():

@@ -18,7 +18,7 @@ from torch import nn
 from .averager import Averager
 from .files import load, save
 from .profiles import profile_of
-from .retroactive import Recorded, header_of
+from .records import Recorded, header_of
 from .weights import Weights
 
 _NAME = re.compile(r"(\d+)-(\d+)\.safetensors")  # step-averager

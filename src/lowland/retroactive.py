@@ -11,71 +11,23 @@ Karras, Aittala, Lehtinen, Hellsten, Aila, Laine 2024, arXiv 2312.02696 (post-ho
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .moments import wide
-from .profiles import Fit, Profile, Window, fit, fits
+from .profiles import Fit, Profile, fit, fits
+from .records import Recorded as Recorded
+from .records import intervals as intervals
+from .records import opened
 from .weights import Weights
 
-Source = Weights | str | os.PathLike[str]
 Scored = Callable[[Weights], float | Tensor | Sequence[float]]
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """An average that was kept, and which one it is.
-
-    Args:
-        profile: how much of it each step has.
-        weights: the average: a mapping, or a safetensors file of weights or of an averager written by `lowland.save`,
-            which is read tensor by tensor when it is needed.
-    """
-
-    profile: Profile
-    weights: Source
-
-
-def intervals(
-    snapshots: Iterable[tuple[int, Source]], *, start: int | None = None, around: bool = False
-) -> list[Recorded]:
-    """Return snapshots as the averages they stand in for: snapshot by snapshot the steps since the one before.
-
-    Args:
-        snapshots: pairs of the step and the weights after it, or the file that holds them; steps must rise.
-        start: the step after which the first one stands; None: as long before it as the second is after it.
-        around: a snapshot stands for the steps that are nearer to it than to any other. Closer to the average over all
-            steps where the weights still drift; the last k snapshots are then no longer an equal average of k.
-
-    Raises:
-        ValueError: there is none, steps do not rise, or `start` is not before the first.
-
-    Example:
-        >>> kept = intervals([(100, {"w": torch.zeros(1)}), (200, {"w": torch.ones(1)})])
-        >>> [str(one.profile) for one in kept], kept[0].profile
-        (['window of 100', 'window of 100'], Window(start=0, end=100))
-    """
-    pairs = list(snapshots)
-    steps = [step for step, _ in pairs]
-    if not steps or any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
-        raise ValueError(f"snapshots need rising steps, one or more, got {steps[:10]}")
-    first = max(0, 2 * steps[0] - steps[1] if len(steps) > 1 else steps[0] - 1) if start is None else start
-    if not 0 <= first < steps[0]:
-        raise ValueError(f"start must lie from 0 up to before the first snapshot's step {steps[0]}, got {first}")
-    inner = [(a + b) // 2 for a, b in zip(steps, steps[1:], strict=False)] if around else steps[:-1]
-    borders = [first, *inner, steps[-1]]
-    windows = [Window(a, b) for a, b in zip(borders, borders[1:], strict=False)]
-    return [Recorded(window, weights) for window, (_, weights) in zip(windows, pairs, strict=True)]
 
 
 def coefficients(basis: Sequence[Recorded], target: Profile) -> Fit:
@@ -85,6 +37,7 @@ def coefficients(basis: Sequence[Recorded], target: Profile) -> Fit:
         ValueError: nothing is recorded, or the target goes on after the record.
 
     Example:
+        >>> from lowland.profiles import Window
         >>> kept = intervals([(10, {"w": torch.zeros(1)}), (20, {"w": torch.ones(1)})])
         >>> [round(share, 9) for share in coefficients(kept, Window(0, 20)).coefficients]
         [0.5, 0.5]
@@ -107,6 +60,7 @@ def synthesise(basis: Sequence[Recorded], target: Profile, *, most_residual: flo
             result is not finite.
 
     Example:
+        >>> from lowland.profiles import Window
         >>> kept = intervals([(10, {"w": torch.tensor([0.0])}), (20, {"w": torch.tensor([4.0])})])
         >>> synthesise(kept, Window(0, 20)), synthesise(kept, Window(10, 20))
         ({'w': tensor([2.])}, {'w': tensor([4.])})
@@ -176,6 +130,7 @@ def sweep(
         ValueError: there is no target, a score is NaN, scores of two targets are of different lengths; as `synthesise`.
 
     Example:
+        >>> from lowland.profiles import Window
         >>> kept = intervals([(step, {"w": torch.tensor([float(step)])}) for step in (10, 20, 30, 40)])
         >>> found = sweep(kept, [Window(0, 40), Window(20, 40), Window(30, 40)], lambda w: -abs(w["w"].item() - 34))
         >>> [trial.score for trial in found.trials], found.best, found.tied
@@ -215,21 +170,21 @@ def sweep(
 
 def _combined(basis: Sequence[Recorded], shares: Sequence[float]) -> dict[str, Tensor]:
     latest = max(range(len(basis)), key=lambda place: basis[place].profile.end)
-    opened = [_opened(one.weights) for one in basis]
-    names = list(opened[latest])
-    for place, one in enumerate(opened):
+    held = [opened(one.weights) for one in basis]
+    names = list(held[latest])
+    for place, one in enumerate(held):
         if set(one) != set(names):
             odd = sorted(set(one) ^ set(names))[:5]
             raise ValueError(f"record {place} and record {latest} do not both have {odd}: pass records of one model")
     result: dict[str, Tensor] = {}
     for name in names:
-        newest = opened[latest][name].detach()
+        newest = held[latest][name].detach()
         if not newest.is_floating_point():
             result[name] = newest.clone()
             continue
         total = torch.zeros_like(newest, dtype=torch.float64)
         for place, share in enumerate(shares):
-            tensor = opened[place][name]
+            tensor = held[place][name]
             if tensor.shape != total.shape:
                 raise ValueError(
                     f"{name} is {tuple(tensor.shape)} in record {place} and {tuple(total.shape)} in record {latest}"
@@ -240,48 +195,6 @@ def _combined(basis: Sequence[Recorded], shares: Sequence[float]) -> dict[str, T
             raise ValueError(f"{name} of the average is not finite: leave the record that holds such a value out")
         result[name] = total.to(wide(newest.dtype))
     return result
-
-
-class _File(Mapping[str, Tensor]):
-    """The weights in a safetensors file, or the mean in a file of an averager; a tensor is read when asked for."""
-
-    def __init__(self, path: Path) -> None:
-        if not path.exists():
-            raise FileNotFoundError(f"there is no file {path}")
-        try:
-            file: Any = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is no whole safetensors file ({error})") from None
-        self._file = file
-        keys, header = list(file.keys()), header_of(file.metadata())
-        prefix = "" if header is None else "weights/" if header.get("class") == "weights" else "mean/"
-        self._keys = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
-        if not self._keys:
-            raise ValueError(f"{path} holds no mean: it is a {(header or {}).get('class')} with {keys[:5]}")
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(self._keys[name])
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-
-def header_of(metadata: Mapping[str, str] | None) -> dict[str, Any] | None:
-    """Return what `lowland.save` wrote about a file in its metadata, or None where another program wrote it.
-
-    >>> header_of({"lowland": '{"class": "SWA", "count": 3}'}), header_of({"format": "pt"})
-    ({'class': 'SWA', 'count': 3}, None)
-    """
-    written = (metadata or {}).get("lowland")
-    return None if written is None else dict(json.loads(written))
-
-
-def _opened(source: Source) -> Weights:
-    return source if isinstance(source, Mapping) else _File(Path(source))
 
 
 def _scores(value: float | Tensor | Sequence[float], what: str) -> np.ndarray[Any, np.dtype[np.float64]]:
