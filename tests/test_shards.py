@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from lowland import SWA
 from lowland.shards import (
     check_placements,
     check_same_placements,
@@ -175,3 +176,24 @@ def test_other_placements_are_refused_by_name(four_ranks: None) -> None:
             check_same_placements({"w": one}, {"w": other}, what="update")
         with pytest.raises(ValueError, match=r"update: w is a DTensor placed \(Shard\(dim=0\),\) where"):
             check_same_placements({"w": other}, {"w": one}, what="update")
+
+
+def test_fsdp1_is_refused_outside_of_its_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytorch/pytorch#149138 asked how to average its shards; its modules cannot be made without an accelerator."""
+    import torch.distributed.fsdp as fsdp
+    from torch.distributed.fsdp._common_utils import TrainingState
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._fsdp_wrapped_module = nn.Linear(2, 1)
+            self.training_state = TrainingState.IDLE
+
+    monkeypatch.setattr(fsdp, "FullyShardedDataParallel", Wrapped)
+    model = Wrapped()
+    with pytest.raises(ValueError, match=r"inside FullyShardedDataParallel\.summon_full_params\(model\)"):
+        SWA().update(model)
+    model.training_state = TrainingState.SUMMON_FULL_PARAMS
+    average = SWA()
+    average.update(model)
+    assert list(average.mean()) == ["weight", "bias"]

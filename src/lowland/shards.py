@@ -254,15 +254,23 @@ def reshard(modules: Iterable[nn.Module]) -> None:
     The root keeps them after a forward without a backward: what is read then is no shard, and what is written into
     them is lost, or stays when the shards are put back. Modules that are sharded already, and all others, are left.
 
+    Raises:
+        ValueError: a module is under FSDP1 (FullyShardedDataParallel), whose parameters are pieces of a flat vector.
+
     >>> reshard(nn.Linear(1, 1).modules())
     """
     package = sys.modules.get("torch.distributed.fsdp")
-    fsdp = getattr(package, "FSDPModule", None)
-    if fsdp is None:
+    if package is None:
         return
+    second, first = getattr(package, "FSDPModule", ()), getattr(package, "FullyShardedDataParallel", ())
     for module in modules:
-        if isinstance(module, fsdp):
+        if isinstance(module, second):
             module.reshard()
+        elif isinstance(module, first) and module.training_state.name != "SUMMON_FULL_PARAMS":
+            raise ValueError(
+                "the parameters of a FullyShardedDataParallel (FSDP1) module are pieces of a flat vector: read and "
+                "write them inside FullyShardedDataParallel.summon_full_params(model), or shard with fully_shard"
+            )
 
 
 def _dtensor(tensor: Tensor) -> DTensor | None:
