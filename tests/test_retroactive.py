@@ -70,6 +70,14 @@ def test_an_earlier_end_is_the_average_of_then(path):
     assert distance(synthesise(basis, Exponential(12.0, 100)), fed(EMA(half_life(12.0)), path, 100)) < 1e-9
 
 
+def test_the_coefficients_are_those_of_a_weighted_soup(path):
+    # What streams files too large for memory: lowland.checkpoints.average with this soup.
+    kept = [(step, named(path[step - 1])) for step in range(25, STEPS + 1, 25)]
+    shares = coefficients(intervals(kept), Exponential(40.0, STEPS)).coefficients
+    soup = lowland.soup.weighted((weights for _, weights in kept), shares)
+    assert distance(soup, synthesise(intervals(kept), Exponential(40.0, STEPS))) < 1e-12
+
+
 def test_the_last_k_snapshots_are_averaged_equally(path):
     kept = [(step, named(path[step - 1])) for step in range(25, STEPS + 1, 25)]
     found = synthesise(intervals(kept), Window.last(75, STEPS))
