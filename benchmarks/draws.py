@@ -87,12 +87,15 @@ def contenders(
         f"lowland sample({MANY}, out=)": lambda: full.sample(MANY, out=out),
         f"lowland sample({MANY})": lambda: full.sample(MANY),
         f"lowland sample({MANY}, out=), bfloat16 deviations": lambda: half.sample(MANY, out=out),
+        f"zeros into fresh tensors of {MANY} draws": lambda: [torch.zeros_like(t).fill_(0) for t in out.values()],
         "lowland sample(1, out=)": lambda: full.sample(1, out=first),
         "lowland sample()": lambda: full.sample(),
         "lowland sample(1, out=), bfloat16 deviations": lambda: half.sample(1, out=first),
     }
     draws = {name: MANY if str(MANY) in name else 1 for name in calls}
-    vectors = {name: (rank / 2 if "bfloat16" in name else rank) + 2 + n for name, n in draws.items()}
+    vectors = {
+        name: (rank / 2 if "bfloat16" in name else rank) + 2 + n for name, n in draws.items() if "zeros" not in name
+    }
     if not troubles["swa-gaussian"]:
         theirs = official(model, rank)
         calls[FULL] = lambda: theirs.sample(1.0, cov=True)
@@ -279,6 +282,9 @@ def main() -> None:
         tables["110M, rank 10"] = table
     notes.append(
         "Draws of the peers are one a call; so is their rate. Targets of `out=` are written over at each call."
+    )
+    notes.append(
+        "sample(30) takes fresh memory for its result; the row of zeros is what the system takes for that alone."
     )
     notes.append("The torch-uncertainty sampler draws independently for each tensor, as block=True does.")
     write("draws", "Draws from SWAG", tables, notes, checks, packages=PEERS)

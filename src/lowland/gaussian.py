@@ -10,6 +10,7 @@ run in the order written, as separate multiplications and additions.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -90,7 +91,9 @@ def draw(gaussian: Gaussian, key: int, draws: range, out: Mapping[str, Tensor] |
     fast: list[_Part] = []
     for name in gaussian.mean:
         part = _part(gaussian, name, result[name], numbers[name])
-        if not _suits_kernel(part):
+        if _suits_triton(part):
+            _by_triton(gaussian, key, draws, part)
+        elif not _suits_kernel(part):
             _by_torch(gaussian, key, draws, part)
         elif part.mean.data_ptr() != shards.local(gaussian.mean[name]).data_ptr():
             _by_kernel(gaussian, key, draws, [part])  # at once, so that one copy is held at a time
@@ -230,6 +233,36 @@ def _normals(
     first_block -= first_block >> 63 << 64  # the kernel's numbers are signed
     fast.normals(made.data_ptr(), 4 * length, low, high, number, draws.start, len(draws), start, length, first_block)
     return made
+
+
+# The Triton path: float32 arithmetic on a GPU.
+
+
+def _suits_triton(part: _Part) -> bool:
+    return (
+        part.mean.device.type == "cuda"
+        and part.mean.dtype == part.base.dtype == torch.float32
+        and importlib.util.find_spec("triton") is not None
+    )
+
+
+def _by_triton(gaussian: Gaussian, key: int, draws: range, part: _Part) -> None:
+    from .kernels.draws_triton import draw as launch
+
+    device = part.mean.device
+    launch(
+        part.mean,
+        part.base,
+        part.columns,
+        part.target,
+        torch.tensor(gaussian.terms, dtype=torch.float32, device=device),
+        _z2(gaussian, key, draws, part.number, torch.float32, device).contiguous(),
+        diagonal=gaussian.diagonal,
+        key=key,
+        draws=draws,
+        number=part.number,
+        runs=part.runs,
+    )
 
 
 # The kernel path: float32 arithmetic on the CPU.
