@@ -77,16 +77,18 @@ def lerp_(average: Iterable[Tensor], weights: Iterable[Tensor], weight: float) -
     tensor([2.])
     """
     same: tuple[list[Tensor], list[Tensor]] = ([], [])
+    other: tuple[list[Tensor], list[Tensor]] = ([], [])
     for target, source in zip(average, weights, strict=True):
         if not target.is_floating_point():
             target.copy_(source)
-        elif target.dtype == source.dtype and target.device == source.device:
-            same[0].append(target)
-            same[1].append(source)
-        else:
-            target.lerp_(source.to(target.device, target.dtype), weight)
+            continue
+        alike = target.dtype == source.dtype and target.device == source.device
+        for held, tensor in zip(same if alike else other, (target, source), strict=True):
+            held.append(tensor)
     if same[0]:
         torch._foreach_lerp_(same[0], same[1], weight)
+    for targets, sources in _batches([*other]):  # in pieces, as what is converted is a copy
+        torch._foreach_lerp_(targets, [s.to(t.device, t.dtype) for s, t in zip(sources, targets, strict=True)], weight)
 
 
 @torch.no_grad()
