@@ -12,15 +12,17 @@ in `HELD` bytes and read the batches once for all of these. For each batch draws
 every plan but "stacked", which sums those of a pass first. "copy", "loop" and "prefix" give the same bits. "stacked"
 and "merged" multiply in another order and agree with the loop as far as `tolerance` says.
 
-`"auto"` measures in the first batch. Passes that measure are passes that were to be run anyway, but for one plain pass
-that "prefix" is compared with, and up to two that try "merged". Work that is too short for this goes through the loop.
+`"auto"` measures in the first batch, and drops a plan whose output is not the loop's. The first two draws run plainly
+and count. Extra are two passes with the prefix under the second draw and, where there is much work, three with folded
+adapters; stacked passes count where that plan is taken. Work too short to gain from it goes through the loop
+unmeasured. Times differ from run to run, and with them the plan: name one where every bit must come again.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -39,7 +41,7 @@ PLANS = ("auto", "copy", "loop", "prefix", "stacked", "merged")
 HELD = 2**28  # bytes of draws that are held at once
 FEW = 24  # forward passes below which nothing is measured
 SHORT = 0.1  # and seconds of work
-LONG = 100  # forward passes from which folding adapters is tried
+LONG = 400  # forward passes from which folding adapters is tried
 GAIN = 0.97  # of the loop's time, that another plan must stay below
 
 Read = tuple[Tensor, Tensor]
@@ -67,7 +69,7 @@ class _Plan:
     memo: Memo | None = None
     stack: Stack | None = None
     folded: Folded | None = None
-    together: int = 1  # draws in one pass
+    alone: _Plan | None = None  # under "stacked": the plan for batches with too many rows to stack
 
     @property
     def by_batch(self) -> bool:
@@ -230,7 +232,9 @@ class Runner:
                 s += self._several(plan, held, s, number, index, batch)
 
     def _several(self, plan: _Plan, held: Held, s: int, number: int, index: int, batch: Any) -> int:
-        count = min(plan.together, len(held) - s)
+        assert plan.stack is not None
+        most = plan.stack.together(batch, len(held))
+        count = min(most if self.wanted == "auto" else max(2, most), len(held) - s)
         if count > 1:
             try:
                 found = self._stacked(plan, held, s, count, batch)
@@ -239,7 +243,7 @@ class Runner:
             if found is not None:
                 self.sums.put_many(index, number + s, *found)
                 return count
-        self.sums.put(index, number + s, *self._single(plan, held, s, number, index, batch))
+        self.sums.put(index, number + s, *self._single(plan.alone or plan, held, s, number, index, batch))
         return 1
 
     def _stacked(self, plan: _Plan, held: Held, s: int, count: int, batch: Any, rows: int | None = None) -> Read:
@@ -295,8 +299,10 @@ class Runner:
             self._dtype = _dtype_of(output)
             return output
 
-        randomness = _randomness(places)
-        with applied(self.model, held.draw(0)):
+        memo, randomness = Memo(places), _randomness(places)
+        heavy = any(True for module in memo.modules for _ in module.parameters())
+        watched = self.wanted == "prefix" or (heavy and self.wanted != "merged")
+        with applied(self.model, held.draw(0)), memo.watching() if watched else nullcontext():
             self._known[1] = self.sums.read(observed(self.model, batch), "draw 1, batch 1")
             stateful = places.buffers_changed()
         random = any(not torch.equal(a, b) for a, b in zip(randomness, _randomness(places), strict=True))
@@ -309,7 +315,7 @@ class Runner:
                 self._known.clear()  # the pass is made again, in its place
             return _Plan("copy" if any(versions) else "loop")
         loop = _Plan("loop")
-        stack = self._stack_for(Memo(places)) if self.wanted in ("auto", "stacked") else None
+        stack = self._stack_for(memo) if self.wanted in ("auto", "stacked") else None
         times: dict[str, float] = {}
         plans: dict[str, _Plan] = {"loop": loop}
         with ExitStack() as noting:
@@ -319,11 +325,12 @@ class Runner:
         passes = self._passes()
         if auto and times["loop"] * passes < SHORT:
             return loop
-        if self.wanted != "merged":
-            memo = stack.memo if stack is not None else Memo(places)
+        if watched:
             self._try_prefix(held, batch, memo, times, plans)
-            if stack is not None:
-                self._try_stacked(held, batch, stack, times, plans)
+        else:
+            memo.independent = set()
+        if stack is not None:
+            self._try_stacked(held, batch, stack, times, plans)
         if self.wanted == "merged" or (auto and passes >= LONG):
             self._try_merged(held, batch, times, plans)
         if not auto:
@@ -344,19 +351,12 @@ class Runner:
 
     def _try_prefix(self, held: Held, batch: Any, memo: Memo, times: dict[str, float], plans: dict[str, _Plan]) -> None:
         plan = _Plan("prefix", memo)
-        if not memo.modules or (
-            self.wanted != "prefix" and not any(True for m in memo.modules for _ in m.parameters())
-        ):
+        begun = time.perf_counter()
+        found = self._single(plan, held, 1, 1, 0, batch)
+        memo.learn()
+        useless = self.wanted == "auto" and time.perf_counter() - begun > times["loop"]
+        if useless or not _identical(found, self._known[2]):
             memo.independent = set()
-        else:
-            watched = 2 if len(held) > 2 else 0
-            with self._placed(plan, held, watched), memo.watching():
-                where = f"draw {watched + 1}, batch 1"
-                self._known[watched + 1] = self.sums.read(self.run(self.model, batch), where)
-            found = self._single(plan, held, 1, 1, 0, batch)
-            memo.learn()
-            if not _identical(found, self._known[2]):
-                memo.independent = set()
         if memo.independent and self.wanted in ("auto", "prefix"):
             times["prefix"], found = self._timed(lambda: self._single(plan, held, 1, 1, 0, batch))
             if _identical(found, self._known[2]):
@@ -370,14 +370,15 @@ class Runner:
     def _try_stacked(
         self, held: Held, batch: Any, stack: Stack, times: dict[str, float], plans: dict[str, _Plan]
     ) -> None:
-        if self.wanted == "auto" and stack.leading * 2 > ROWS:
+        if self.wanted == "auto" and (stack.leading * 2 > ROWS or not stack.promising):
             return
-        together = max(2, min(len(held), ROWS // max(stack.leading, 1)))
-        plan = _Plan("stacked", stack.memo, stack, together=together)
+        together = max(2, stack.together(batch, len(held)))
+        best = min(times, key=lambda name: times[name])
+        plan = _Plan("stacked", stack.memo, stack, alone=plans[best])
         rows = len(self._known[1][0])
         try:
-            # Twice: the first pass learns which outputs of recorded modules follow the rows.
-            found = self._stacked(plan, held, 0, together, batch, rows)
+            # Twice: the first pass, of two draws, learns which outputs of recorded modules follow the rows.
+            found = self._stacked(plan, held, 0, 2, batch, rows)
             self._refuse_far(found, [self._known[1], self._known[2]])
             seconds, found = self._timed(lambda: self._stacked(plan, held, 0, together, batch, rows))
             self._refuse_far(found, [self._known[1], self._known[2]])

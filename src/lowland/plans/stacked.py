@@ -57,7 +57,8 @@ class Stack:
                 raise Unstackable(f"a {type(module).__name__} holds sampled tensors itself and in modules inside")
         if not any(type(module) in FORMS for module in self.owners):
             raise Unstackable("no sampled tensor belongs to a layer with a batched form")
-        self.leading = 0  # rows that reach the sampled layers for one draw, the most seen
+        self.leading = 0  # rows that reach the sampled layers for one draw in the first batch
+        self._elements = 0  # of the first batch's tensors
         self._layout: list[bool] | None = None
         self._nan = {
             name: torch.full((), torch.nan, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
@@ -100,11 +101,28 @@ class Stack:
             raise Unstackable(f"a batch holds a {error}") from None
         if self._layout is None:
             self._layout = [part.ndim > 0 and len(part) == expected for part in parts]
+            self._elements = max(1, sum(part.numel() for part in parts))
         following = [part for part, follows in zip(parts, self._layout, strict=False) if follows]
         counts = {len(part) if part.ndim > 0 else -1 for part in following}
         if len(parts) != len(self._layout) or len(counts) != 1 or not counts <= {expected or max(counts)}:
             raise Unstackable("the rows of a batch were not found in its tensors")
         return max(counts)
+
+    @property
+    def promising(self) -> bool:
+        """Whether most of what is sampled belongs to layers with a batched form."""
+        sizes = {name: tensor.numel() for name, tensor in self.places.tensors.items()}
+        formed = {name for module, names in self.owners.items() if type(module) in FORMS for name in names.values()}
+        return sum(sizes[name] for name in formed) >= 0.9 * sum(sizes.values())
+
+    def together(self, batch: object, most: int) -> int:
+        """How many draws make about `ROWS` rows of this batch, by its size beside the first's; 1 if it has more."""
+        try:
+            elements = sum(part.numel() for part in tensors(batch))
+        except Opaque:
+            return 1
+        leading = max(self.leading, 1) * (elements / self._elements if self._elements else 1.0)
+        return max(1, min(most, round(ROWS / max(leading, 1.0))))
 
     @contextmanager
     def several(self, held: Held, first: int, count: int, rows: int) -> Iterator[None]:
