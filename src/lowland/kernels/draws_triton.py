@@ -101,6 +101,8 @@ def _draw(  # type: ignore[no-untyped-def]
     held: tl.constexpr,
     program: tl.constexpr,
 ):
+    far = tl.program_id(0).to(tl.int64) * 0  # 64 bits: thirty draws of a large tensor do not fit in 32
+    pitch, stride = far + pitch, far + stride
     wide = tl.full([program], 0, tl.int64)
     block = (start // _GROUP * _BLOCKS + wide) + tl.program_id(0) * program + tl.arange(0, program)
     element = block // _BLOCKS * _GROUP + block % _BLOCKS  # of lane 0; the next lanes are 16 elements apart
