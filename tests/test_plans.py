@@ -299,6 +299,7 @@ def test_shared_memory_subclasses_and_scripts_are_copied_in() -> None:
     assert "it holds a" in Places(scripted, weights_of(scripted)).obstacle
 
 
+@pytest.mark.slow
 def test_compiled_models_are_copied_in() -> None:
     inner = mlp()
     model = torch.compile(inner, backend="eager")
@@ -696,6 +697,7 @@ def test_an_adapter_that_does_more_is_found_out() -> None:
     refused(model, rows(), "it gives other results than the loop", only="lora", plan="merged")
 
 
+@pytest.mark.slow
 def test_peft_layers_are_known() -> None:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["0", "3"], init_lora_weights=False)
