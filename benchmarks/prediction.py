@@ -1,0 +1,324 @@
+"""Averaging predictions over 30 draws: `predict` beside plain forward passes and beside what people do today.
+
+Models: the text study's (the packaged MiniLM encoder with LoRA adapters of rank 8 on query and value of all layers, and
+a head, under PEFT) on real comments (`insults`), at most 48 tokens, texts in the order of the file; an MLP of 270k
+weights; a convolutional network at 3x32x32. Draws lie in memory, so that no posterior's sampling is in the time.
+
+Contenders: S plain forward passes of the model as it stands, nothing loaded and nothing summed (what S draws cost at
+least without a plan); the model with the adapters folded in by hand, plain passes too; PEFT's loops (one adapter, its
+state set for each draw; S adapters loaded, one made active for each draw); `load_state_dict` and a forward pass for
+each draw, averaging what `predict` averages (mean, variance, entropies, in float64; the others keep the mean only);
+torch-uncertainty's way, S copies of the model. Where probabilities are averaged, this is in the time. Every
+answer must be that of the `load_state_dict` loop within 1e-6 before anything is timed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from harness import Row, arguments, compare, peak_extra, peer, write
+from torch import Tensor, nn
+
+from lowland import Mixture, predict
+from lowland.studies.classifier import AdaptedClassifier, adapt, load_encoder
+from lowland.studies.config import Lora, Model
+from lowland.studies.packaged import load_packaged
+from lowland.studies.tokens import tokenise
+from lowland.weights import trainable, weights_of
+
+S = 30
+CLOSE = 1e-6
+Weights = Mapping[str, Tensor]
+
+
+def draws_around(model: nn.Module, names: Callable[[str], bool], scale: float = 0.02, **chosen: Any) -> list[Weights]:
+    generator = torch.Generator().manual_seed(1)
+    centre = {name: tensor.clone() for name, tensor in weights_of(model, **chosen).items() if names(name)}
+    return [
+        {name: tensor + scale * torch.randn(tensor.shape, generator=generator) for name, tensor in centre.items()}
+        for _ in range(S)
+    ]
+
+
+def logits_of(output: Any) -> Tensor:
+    logits: Tensor = output["logits"] if isinstance(output, Mapping) else output
+    return logits
+
+
+def forward(model: nn.Module, batch: Any) -> Tensor:
+    return logits_of(model(**batch) if isinstance(batch, Mapping) else model(batch))
+
+
+@torch.no_grad()
+def averaged(model: nn.Module, batches: Sequence[Any], put: Callable[[int], object]) -> Tensor:
+    """The loop that people write: put a draw in, run the batches, add up the probabilities."""
+    sums = [torch.zeros(()) for _ in batches]
+    for s in range(S):
+        put(s)
+        for index, batch in enumerate(batches):
+            sums[index] = sums[index] + torch.softmax(forward(model, batch), -1)
+    return torch.cat(sums).double() / S
+
+
+@torch.no_grad()
+def averaged_with_spread(model: nn.Module, batches: Sequence[Any], put: Callable[[int], object]) -> Tensor:
+    """The same loop for all that `predict` returns: the mean, the variance, and each draw's entropy, in float64."""
+    sums = [[torch.zeros((), dtype=torch.float64) for _ in batches] for _ in range(3)]
+    for s in range(S):
+        put(s)
+        for index, batch in enumerate(batches):
+            logits = forward(model, batch)
+            if not bool(torch.isfinite(logits).all()):
+                raise ValueError(f"batch {index} of draw {s} is not finite")
+            probs = torch.softmax(logits.double(), -1)
+            parts = (probs, probs.square(), torch.special.entr(probs).sum(-1))
+            for one, part in zip(sums, parts, strict=True):
+                one[index] = one[index] + part
+    mean, square, entropy = (torch.cat(one) / S for one in sums)
+    spread = square - mean.square()
+    return mean if bool((spread.sum() + entropy.sum()).isfinite()) else mean * torch.nan
+
+
+@torch.no_grad()
+def plain(model: nn.Module, batches: Sequence[Any], times: int = S) -> None:
+    for _ in range(times):
+        for batch in batches:
+            forward(model, batch)
+
+
+def ours(model: nn.Module, draws: Sequence[Weights], batches: Sequence[Any], **options: Any) -> Tensor:
+    return predict(model, Mixture(list(draws)), batches, **options).probs
+
+
+def plan_of(model: nn.Module, draws: Sequence[Weights], batches: Sequence[Any]) -> str:
+    return predict(model, Mixture(list(draws)), batches).plan
+
+
+def must_agree(answers: Mapping[str, Callable[[], Tensor]], wanted: Tensor) -> float:
+    """The largest difference from the naive loop's probabilities; more than CLOSE stops the run."""
+    worst = 0.0
+    for name, answer in answers.items():
+        far = float((answer() - wanted).abs().max())
+        if far > CLOSE:
+            raise SystemExit(f"{name} differs from the naive loop by {far:g}, more than {CLOSE:g}")
+        worst = max(worst, far)
+    return worst
+
+
+class Text:
+    """The text study's model, once with one adapter and once with S adapters loaded."""
+
+    def __init__(self) -> None:
+        settings = Model()
+        encoder, tokenizer, _ = load_encoder(settings)
+        (texts, _), _ = load_packaged("insults")
+        self.tokens = tokenise(tokenizer, texts[:2048], settings.max_length)
+        spare = copy.deepcopy(encoder)
+        self.adapted: AdaptedClassifier = adapt(encoder, settings, Lora(), 2, [self.tokens])
+        self.model = self.adapted.model.eval()
+        self.adapted.reset(torch.Generator().manual_seed(0))
+        self.draws = draws_around(self.model, lambda name: True, select=trainable)
+        self.heads = draws_around(self.model, lambda name: "head" in name, select=trainable)
+        self.many = self._many(adapt(spare, settings, Lora(), 2, [self.tokens]))
+
+    def batches(self, size: int, count: int) -> list[Any]:
+        """`count` batches of texts in the order of the file, each padded to its longest."""
+        return [self.tokens.batch(range(start, start + size)) for start in range(0, size * count, size)]
+
+    def _many(self, twin: AdaptedClassifier) -> nn.Module:
+        model: Any = twin.model
+        config = copy.deepcopy(model.peft_config["default"])
+        head = dict(self.model.named_parameters())
+        own = dict(model.named_parameters())
+        with torch.no_grad():
+            for name in ("weight", "bias"):  # both models must start from the same head
+                key = f"base_model.model.head.modules_to_save.default.{name}"
+                own[key].copy_(head[key])
+        for s in range(S):
+            model.add_adapter(f"d{s}", copy.deepcopy(config))
+        own = dict(model.named_parameters())
+        with torch.no_grad():
+            for s, draw in enumerate(self.draws):
+                for name, tensor in draw.items():
+                    own[name.replace(".default.", f".d{s}.")].copy_(tensor)
+        out: nn.Module = model.eval()
+        return out
+
+    def set_state(self, s: int) -> None:
+        from peft import set_peft_model_state_dict
+
+        state = {
+            name.replace(".default.", ".").replace(".modules_to_save.", "."): tensor
+            for name, tensor in self.draws[s].items()
+        }
+        set_peft_model_state_dict(self.model, state)
+
+    def loaded(self, s: int) -> None:
+        self.model.load_state_dict(self.draws[s], strict=False)
+
+    def active(self, s: int) -> None:
+        self.many.set_adapter(f"d{s}")  # type: ignore[operator]
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)).eval()
+
+
+def cnn() -> nn.Module:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for before, now, stride in ((3, 32, 1), (32, 64, 2), (64, 128, 2)):
+        layers += [nn.Conv2d(before, now, 3, stride, 1, bias=False), nn.BatchNorm2d(now), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)).eval()
+
+
+def copies(model: nn.Module, draws: Sequence[Weights], batches: Sequence[Any]) -> tuple[Callable[[], Tensor], str]:
+    """torch-uncertainty's SWAG once its samples are drawn: a copy of the model for each; or why it is not there."""
+    trouble = peer("torch-uncertainty")
+    if trouble:
+        return lambda: torch.empty(0), trouble
+    from torch_uncertainty.methods import SWAG
+
+    theirs = SWAG(copy.deepcopy(model), cycle_start=0, cycle_length=1, num_estimators=S)
+    theirs.samples = []
+    for draw in draws:
+        twin = copy.deepcopy(model)
+        twin.load_state_dict(draw, strict=False)
+        theirs.samples.append(twin.eval())
+    theirs.fit = True
+    theirs.eval()
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        outputs = [torch.softmax(theirs(batch).view(S, len(batch), -1), -1).mean(0) for batch in batches]
+        return torch.cat(outputs).double()
+
+    return run, ""
+
+
+def small(name: str, model: nn.Module, batches: list[Tensor], rounds: int) -> tuple[list[Row], str, str]:
+    draws = draws_around(model, lambda name: True)
+
+    def naive() -> Tensor:
+        return averaged_with_spread(model, batches, lambda s: model.load_state_dict(draws[s], strict=False))
+
+    before = copy.deepcopy(model.state_dict())
+    wanted = naive()
+    model.load_state_dict(before)
+    answers: dict[str, Callable[[], Tensor]] = {
+        "lowland predict": lambda: ours(model, draws, batches),
+        "lowland, its plain loop": lambda: ours(model, draws, batches, plan="loop"),
+    }
+    theirs, trouble = copies(model, draws, batches)
+    if not trouble:
+        answers["torch-uncertainty, copies of the model"] = theirs
+    far = must_agree(answers, wanted)
+    timed: dict[str, Callable[[], object]] = {"naive load_state_dict": naive, **answers}
+    timed["30 plain forwards"] = lambda: plain(model, batches)
+    rows = compare(timed, baseline="naive load_state_dict", rounds=rounds)
+    plan = plan_of(model, draws, batches)
+    return rows, plan, f"{name}: plan {plan}, answers within {far:.1e}." + (f" {trouble}" if trouble else "")
+
+
+def row(rows: Sequence[Row], name: str) -> Row:
+    return next(one for one in rows if one.name.startswith(name))
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    rounds = 2 if options.quick else 3
+    text, tables, notes, checks = Text(), {}, [], []
+
+    # 32 texts a batch.
+    batches = text.batches(32, 2 if options.quick else 3)
+    wanted = averaged(text.model, batches, text.loaded)
+    far = must_agree({"predict": lambda: ours(text.model, text.draws, batches)}, wanted)
+    text.adapted.write(text.draws[0])
+    rows = compare(
+        {
+            "lowland predict": lambda: ours(text.model, text.draws, batches),
+            "30 plain forwards": lambda: plain(text.model, batches),
+            "30 plain forwards, adapters folded in by hand": lambda: plain(text.adapted.merged, batches),
+        },
+        baseline="30 plain forwards",
+        rounds=rounds,
+        calls=1,
+    )
+    tables[f"Adapters, {len(batches)} batches of 32 texts"] = rows
+
+    notes.append(f"Batches of 32 texts: plan {plan_of(text.model, text.draws, batches)}, answers within {far:.1e}.")
+    got = row(rows, "lowland").ratio or 0.0
+    checks.append(("S = 30 at batch 32 beside 30 plain forward passes", "<= 1.05x", f"{got:.3f}x", got <= 1.05))
+
+    # One text a batch.
+    batches = text.batches(1, 2 if options.quick else 4)
+    wanted = averaged(text.model, batches, text.loaded)
+    answers = {
+        "PEFT, set_peft_model_state_dict": lambda: averaged(text.model, batches, text.set_state),
+        "PEFT, S adapters, set_adapter": lambda: averaged(text.many, batches, text.active),
+        "lowland predict": lambda: ours(text.model, text.draws, batches),
+    }
+    far = must_agree(answers, wanted)
+    timed = {**answers, "30 plain forwards": lambda: plain(text.model, batches)}
+    rows = compare(timed, baseline="lowland predict", rounds=rounds, calls=1)
+    tables[f"Adapters, {len(batches)} batches of one text"] = rows
+    notes.append(f"One text: plan {plan_of(text.model, text.draws, batches)}, answers within {far:.1e}.")
+    got = min(one.ratio or 0.0 for one in rows if one.name.startswith("PEFT"))
+    checks.append(("batch 1 beside the faster of PEFT's loops", ">= 2.5x faster", f"{got:.2f}x", got >= 2.5))
+    single = text.batches(1, 1)
+    one_request = {
+        "PEFT, set_peft_model_state_dict": lambda: averaged(text.model, single, text.set_state),
+        "PEFT, S adapters, set_adapter": lambda: averaged(text.many, single, text.active),
+        "lowland predict": lambda: ours(text.model, text.draws, single),
+    }
+    tables["Adapters, one text in all"] = compare(one_request, baseline="lowland predict", rounds=rounds, calls=1)
+
+    # The head alone is sampled.
+    batches = text.batches(32, 4 if options.quick else 16)
+    put = lambda s: text.model.load_state_dict(text.heads[s], strict=False)  # noqa: E731
+    far = must_agree(
+        {"predict": lambda: ours(text.model, text.heads, batches[:2])}, averaged(text.model, batches[:2], put)
+    )
+    rows = compare(
+        {
+            "lowland predict, S = 30 heads": lambda: ours(text.model, text.heads, batches),
+            "1 plain forward": lambda: plain(text.model, batches, 1),
+        },
+        baseline="1 plain forward",
+        rounds=rounds,
+        calls=1,
+    )
+    tables[f"Head-only posterior, {len(batches)} batches of 32 texts"] = rows
+    notes.append(f"Head only: plan {plan_of(text.model, text.heads, batches)}, answers within {far:.1e}.")
+    got = row(rows, "lowland").ratio or 0.0
+    checks.append(("head-only posterior, S = 30, beside one forward pass", "<= 1.3x", f"{got:.2f}x", got <= 1.3))
+
+    # Small models.
+    generator = torch.Generator().manual_seed(2)
+    for size, count in ((1, 64), (32, 16), (512, 4)):
+        inputs = [torch.randn(size, 784, generator=generator) for _ in range(count)]
+        rows, _, note = small(f"MLP, batch {size}", mlp(), inputs, rounds)
+        tables[f"MLP of 270k weights, {count} batches of {size}"] = rows
+        notes.append(note)
+        got = 1 / (row(rows, "lowland predict").ratio or 1.0)
+        checks.append((f"MLP, batch {size}, beside the naive loop", ">= 0.98x its speed", f"{got:.2f}x", got >= 0.98))
+    images = [torch.randn(32, 3, 32, 32, generator=generator) for _ in range(2)]
+    rows, _, note = small("CNN, batch 32", cnn(), images, max(2, rounds - 2))
+    tables["CNN, 2 batches of 32 images"] = rows
+    notes.append(note)
+    got = 1 / (row(rows, "lowland predict").ratio or 1.0)
+    checks.append(("CNN, batch 32, beside the naive loop", ">= 0.98x its speed", f"{got:.2f}x", got >= 0.98))
+
+    model, inputs = mlp(), [torch.randn(1, 784, generator=generator) for _ in range(64)]
+    draws = draws_around(model, lambda name: True)
+    extra = peak_extra(lambda: ours(model, draws, inputs))
+    notes.append(f"Memory that predict adds for the MLP, S = 30 draws of 1.1 MB held together: {extra / 1e6:.0f} MB.")
+    write("prediction", "Predictions averaged over 30 draws", tables, notes, checks, packages=("peft", "transformers"))
+
+
+if __name__ == "__main__":
+    main()
