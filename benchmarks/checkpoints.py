@@ -229,7 +229,7 @@ LABELS = {
 
 
 def main() -> None:
-    options = arguments(__doc__, rounds=2, checkpoints=10, layers=17)
+    options = arguments(__doc__, rounds=2, checkpoints=10, layers=17, limit=120.0)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # what was made is removed
     home = Path(tempfile.mkdtemp(prefix="lowland-checkpoints-", dir=os.environ.get("TMPDIR", "/var/tmp")))
     tables, checks, notes, stays = {}, [], [], 0.0
@@ -249,7 +249,7 @@ def main() -> None:
                     runs[what].append(measured(what, home, folders, 120))
             if dtype == "bfloat16":
                 for what in ("timm", "mergekit"):
-                    runs[what].append(measured(what, home, folders, 120))
+                    runs[what].append(measured(what, home, folders, options.limit))
             wrong = [f"{what}: {run['failed']}" for what, all_ in runs.items() for run in all_ if "failed" in run]
             notes += [f"{dtype}: {line}" for line in wrong]
             rows = []

@@ -73,11 +73,11 @@ def open_distributed(folder: Path) -> Checkpoint:
     ends: dict[str, int] = {}
     for info in pieces.values():
         ends[str(info.relative_path)] = max(ends.get(str(info.relative_path), 0), info.offset + info.length)
-    for file, end in ends.items():
-        if Path(file).name != file or not (folder / file).is_file():
-            raise ValueError(f"{folder / '.metadata'} names the file {file!r}, which is not in its folder")
-        if (folder / file).stat().st_size < end:
-            raise ValueError(f"{folder / file} is cut short: copy or save it anew")
+    for part, end in ends.items():
+        if Path(part).name != part or not (folder / part).is_file():
+            raise ValueError(f"{folder / '.metadata'} names the file {part!r}, which is not in its folder")
+        if (folder / part).stat().st_size < end:
+            raise ValueError(f"{folder / part} is cut short: copy or save it anew")
     tensors = {".".join(path): _tensor(folder, name, held[name], pieces) for name, path in paths.items()}
     if not tensors:
         raise ValueError(f"{folder} holds no tensors")
