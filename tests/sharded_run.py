@@ -418,7 +418,7 @@ CHECKS: dict[str, list[Callable[[Path], None]]] = {
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # torch's own, about gloo and its checkpoints
-    faulthandler.dump_traceback_later(90, exit=True)
+    faulthandler.dump_traceback_later(240, exit=True)
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     for check in CHECKS[sys.argv[2] if len(sys.argv) > 2 else "all"]:

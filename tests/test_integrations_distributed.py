@@ -27,13 +27,14 @@ def torchrun(ranks: int, *arguments: str) -> str:
     # Loopback and one thread a rank, whatever the machine's network and cores are.
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, str(script), *arguments], capture_output=True, text=True, timeout=200, env=environment
+        [*command, str(script), *arguments], capture_output=True, text=True, timeout=270, env=environment
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # about 20 s on two idle cores
 def test_two_ranks_and_their_checkpoints_on_three_and_one(tmp_path: Path) -> None:
     assert "checkpoints_are_written" in torchrun(2, str(tmp_path))
     assert "checkpoints_load" in torchrun(3, str(tmp_path), "load")
