@@ -1,7 +1,8 @@
-"""Commands of the text study: run it, report on it, classify by it, and the text sets that it can use."""
+"""Commands of the studies: run them, report on them, classify by one, and the sets that they can use."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,6 +52,25 @@ def text(
     from ..studies.config import read_config
 
     _run_study(read_config(config), out_folder or Path("runs") / config.stem, resume, as_json)
+
+
+@study_app.command()
+def choice(
+    config: Annotated[Path | None, typer.Option("--config", help="A TOML file; without one the packaged sets.")] = None,
+    kind: Annotated[str, typer.Option(help='Without --config: "pairs" (MiniLM) or "letters" (SmolLM2).')] = "pairs",
+    seed: Annotated[int, typer.Option(help="Without --config: of the split and of all members.")] = 0,
+    members: Annotated[int, typer.Option(help="Without --config: how many models.")] = 3,
+    out_folder: Out = None,
+    resume: Resume = False,
+    as_json: screen.Json = False,
+) -> None:
+    """Compare nine methods on multiple-choice questions, and on questions of other kinds."""
+    from ..studies.choice import read_config, run_choice_study
+    from ..studies.choice.config import small
+
+    study = read_config(config) if config else small(kind, seed=seed, members=members)
+    name = config.stem if config else f"choice-{kind}" + (f"-{seed}" if seed else "")
+    _run_study(study, out_folder or Path("runs") / name, resume, as_json, run_choice_study)
 
 
 def predict(
@@ -124,36 +144,50 @@ def data_get(name: Annotated[str, typer.Argument(help='As `lowland data list` na
 
 def report(run: Annotated[Path, typer.Argument(help="The folder of a finished study.")]) -> None:
     """Write the report of a finished study anew."""
-    from ..studies.text import read_study
+    from ..studies.choice.config import from_mapping as choice_study
+    from ..studies.config import from_mapping as text_study
+    from ..studies.text import read_configured
 
-    read_study(run)
+    def either(given: dict[str, Any]) -> Any:
+        try:
+            return text_study(given)
+        except ValueError:
+            return choice_study(given)
+
+    read_configured(run, either)
     path = _report(run)
     if path is None:
         raise ImportError("reports need matplotlib and Jinja2: pip install 'lowland[plot]'")
     screen.say(f"Wrote {path}: open it in a browser.")
 
 
-def _run_study(study: Any, folder: Path, resume: bool, as_json: bool) -> None:
+def _run_study(study: Any, folder: Path, resume: bool, as_json: bool, run: Callable[..., Any] | None = None) -> None:
     from ..studies.folder import read_json
     from ..studies.text import run_text_study
 
     with screen.bars() as bars:
-        metrics = run_text_study(study, folder, resume=resume, progress=bars)
+        metrics = (run or run_text_study)(study, folder, resume=resume, progress=bars)
     page = _report(folder)
     if as_json:
         screen.print_json({"folder": str(folder), **metrics})
         return
     timings = read_json(folder / "timings.json")
-    screen.out.print(_table(metrics, len(study.training.seeds), study.evaluation.level, screen.out.width))
+    things = "texts" if run is None else "questions"
+    screen.out.print(_table(metrics, len(study.training.seeds), study.evaluation.level, screen.out.width, things))
+    if "shifted" in metrics:
+        screen.out.print(_shifted(metrics))
     screen.say(metrics["verdict"])
     cost = timings["sampling"]
     screen.say(
         f"Took {timings['total_seconds'] / 60:.1f} minutes, {timings['peak_memory_mb']:.0f} MB at most; of that "
         f"{cost['seconds']:.0f} s for {cost['draws']} draws of SWAG "
-        f"({cost['seconds_per_draw_per_1000']:.1f} s a draw and 1,000 texts)."
+        f"({cost['seconds_per_draw_per_1000']:.1f} s a draw and 1,000 {things})."
     )
     shown = f"open {page}" if page else "no report (pip install 'lowland[plot]', then `lowland report`)"
-    screen.say(f"Next: {shown}; classify your own texts with `lowland predict {folder} --input FILE`.")
+    own = f"classify your own texts with `lowland predict {folder} --input FILE`"
+    if run is not None:
+        own = "ask your own questions with a configuration: `lowland study choice --config FILE`"
+    screen.say(f"Next: {shown}; {own}.")
 
 
 def _report(folder: Path) -> Path | None:
@@ -165,7 +199,26 @@ def _report(folder: Path) -> Path | None:
         return None
 
 
-def _table(metrics: dict[str, Any], members: int, level: float, width: int) -> Table:
+def _shifted(metrics: dict[str, Any]) -> Table:
+    """Metrics on sets of another kind, and how well entropy tells them from the test questions."""
+    table = Table(
+        title="questions of another kind",
+        caption="AUROC of telling them from the test questions by entropy; 0.5 is chance",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    table.add_column("set, method", no_wrap=True)
+    for head in ("accuracy", "NLL", "ECE", "AUROC"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for name, part in metrics["shifted"].items():
+        for method, values in part["methods"].items():
+            told = part["detection"].get(method, {}).get("entropy", {}).get("auroc")
+            cells = [f"{values[metric]['value']:.3f}" for metric in ("accuracy", "nll", "ece")]
+            table.add_row(f"{escape(name)}, {method}", *cells, "" if told is None else f"{told:.3f}")
+    return table
+
+
+def _table(metrics: dict[str, Any], members: int, level: float, width: int, things: str = "texts") -> Table:
     shown = ("precision", "recall", "f1", "accuracy", "nll", "ece", "brier")
     wide = width >= 110
     heads = ("macro P", "macro R", "macro F1", "accuracy", "NLL", "ECE", "Brier")
@@ -173,9 +226,9 @@ def _table(metrics: dict[str, Any], members: int, level: float, width: int) -> T
     heads = heads if wide else ("P", "R", "F1", "acc.", "NLL", "ECE", "Brier")
     between = "-" if wide else "\n"
     table = Table(
-        title=f"{members} members, {metrics['n_train']} training, {metrics['n_test']} test texts",
+        title=f"{members} members, {metrics['n_train']} training, {metrics['n_test']} test {things}",
         caption=f"{'' if wide else 'P, R, F1: macro averages; '}below each value its {level:.0%} bootstrap interval "
-        "over test texts; rows of one model are means over members",
+        f"over test {things}; rows of one model are means over members",
         box=box.SIMPLE_HEAD,
         padding=(0, 1) if wide else (0, 1, 0, 0),
         show_lines=not wide,

@@ -44,6 +44,7 @@ def render(run: Run) -> str:
         paired=tables.PAIRED,
         differences=tables.differences(run),
         spread=tables.spread(run),
+        shifted=tables.shifted(run),
         groups={
             "uncertain": tables.uncertain(run.texts),
             "wrong": tables.confidently_wrong(run.texts),

@@ -18,12 +18,14 @@ METHODS = (
     "base",
     "early-stopped base",
     "temperature-scaled base",
+    "MC dropout",
     "SWA",
     "SWAG",
     "deep ensemble",
     "MultiSWA",
     "MultiSWAG",
 )
+OPTIONAL = ("MC dropout",)  # of choice studies only
 METRICS = ("precision", "recall", "f1", "accuracy", "nll", "ece", "brier", "mcc")
 REMEDY = "run the study again with --resume"
 Floats = NDArray[np.floating[Any]]
@@ -64,6 +66,11 @@ class Run:
     means: Floats
     texts: Sequence[Text]
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods of the run, in the order of every table."""
+        return tuple(self.probs)
+
 
 def read(folder: Path) -> Run:
     """Read and check a run folder.
@@ -76,7 +83,8 @@ def read(folder: Path) -> Run:
     metrics, timings = _json(folder / "metrics.json"), _json(folder / "timings.json")
     history, versions = _json(folder / "history.json"), _json(folder / "versions.json")
     with _blaming(folder / "metrics.json"):
-        for method in METHODS:
+        methods = tuple(m for m in METHODS if m in metrics["methods"] or m not in OPTIONAL)
+        for method in methods:
             for metric in METRICS:
                 cell = metrics["methods"][method][metric]
                 for bound in ("value", "low", "high"):
@@ -105,7 +113,7 @@ def read(folder: Path) -> Run:
                     _number(point["epoch"], f"members[{i}].{phase}.validation.epoch")
                     _number(point["nll"], f"members[{i}].{phase}.validation.nll")
     config, settings = _config(folder / "config.toml")
-    labels, probs = _probabilities(folder / "probabilities.npz")
+    labels, probs = _probabilities(folder / "probabilities.npz", methods)
     weight_names, samples, means = _head(folder / "head_samples.npz")
     return Run(
         name=folder.resolve().name,
@@ -163,11 +171,11 @@ def _number(value: Any, what: str) -> float:
     return float(value)
 
 
-def _probabilities(path: Path) -> tuple[NDArray[np.integer[Any]], dict[str, Floats]]:
+def _probabilities(path: Path, methods: Sequence[str]) -> tuple[NDArray[np.integer[Any]], dict[str, Floats]]:
     with _blaming(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         labels = arrays["test_labels"]
         probs: dict[str, Floats] = {}
-        for method in METHODS:
+        for method in methods:
             name = method.lower().replace("-", "_").replace(" ", "_")
             key = f"test_members_{name}" if f"test_members_{name}" in arrays else f"test_{name}"
             probs[method] = arrays[key] if arrays[key].ndim == 3 else arrays[key][None]

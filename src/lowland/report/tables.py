@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .run import METHODS, METRICS, Run, Text
+from .run import METRICS, Run, Text
 
 TITLES = {
     "precision": "Precision", "recall": "Recall", "f1": "F1", "accuracy": "Accuracy",
@@ -23,7 +23,8 @@ MEANINGS = {
         "The base model with its logits divided by one number, fitted on the validation texts. The predicted class "
         "stays, how sure it is changes. It costs nothing either."
     ),
-    "SWA": "The mean of the weights that SGD passes through after a short AdamW phase: one model again.",
+    "MC dropout": "The base model with its dropout left on, its probabilities averaged over passes.",
+    "SWA": "The mean of the weights that a second phase passes through after a short first one: one model again.",
     "SWAG": (
         "A Gaussian around that mean, its covariance from the same weights. Models are drawn from it and their "
         "probabilities averaged."
@@ -65,6 +66,16 @@ class Difference:
     word: str  # "better", "worse" or "undecided"
 
 
+@dataclass(frozen=True)
+class Shifted:
+    """One set of shifted questions: metrics by method, and how well an uncertainty tells them from the test set."""
+
+    name: str
+    n: int
+    rows: Sequence[tuple[str, list[str]]]
+    detection: Sequence[tuple[str, str, list[str]]]
+
+
 def bins(run: Run) -> int:
     """Bins of the ECE in metrics.json: the diagrams must show the bins that the number is made of."""
     return int(run.settings.get("evaluation", {}).get("bins", 20))
@@ -93,7 +104,7 @@ def results(run: Run) -> list[tuple[str, list[Cell]]]:
                 for metric, cell in ((metric, methods[method][metric]) for metric in METRICS)
             ],
         )
-        for method in METHODS
+        for method in run.methods
     ]
 
 
@@ -103,7 +114,7 @@ def overlap_sentences(run: Run) -> list[str]:
     undecided, decided = [], []
     for metric in METRICS:
         first = _best(methods, metric)[0]
-        apart = [m for m in METHODS if m != first and not _overlap(methods[m][metric], methods[first][metric])]
+        apart = [m for m in run.methods if m != first and not _overlap(methods[m][metric], methods[first][metric])]
         if apart:
             decided.append(f"In {TITLES[metric]} the interval of {first} (best) leaves out that of {listed(apart)}.")
         else:
@@ -198,13 +209,29 @@ def listed(words: Sequence[str]) -> str:
 
 def _best(methods: Mapping[str, Any], metric: str) -> list[str]:
     """Every method whose value, as it is shown, is the best one; ties are not broken by digits nobody sees."""
-    values = {method: float(number(methods[method][metric]["value"]).replace("–", "nan")) for method in METHODS}
+    values = {method: float(number(methods[method][metric]["value"]).replace("–", "nan")) for method in methods}
     finite = [v for v in values.values() if v == v]
     if not finite:
-        return [METHODS[0]]
+        return ["base"]
     target = min(finite) if metric in LOWER else max(finite)
     return [method for method, value in values.items() if value == target]
 
 
 def _overlap(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
     return one["low"] <= other["high"] and other["low"] <= one["high"]
+
+
+def shifted(run: Run) -> list[Shifted]:
+    """What the run says of questions of another kind; empty for a run without such."""
+    found = []
+    for name, part in run.metrics.get("shifted", {}).items():
+        rows = [
+            (method, [number(part["methods"][method][metric]["value"]) for metric in PAIRED]) for method in run.methods
+        ]
+        told = [
+            (method, score, [number(values[metric]) for metric in ("auroc", "aupr_out", "aupr_in")])
+            for method in run.methods
+            for score, values in part["detection"].get(method, {}).items()
+        ]
+        found.append(Shifted(name, int(part["n"]), rows, told))
+    return found

@@ -70,14 +70,15 @@ class AdaptedClassifier:
     piles up from one draw of the weights to the next.
     """
 
-    def __init__(self, classifier: TextClassifier, lora: Lora) -> None:
+    def __init__(self, classifier: nn.Module, lora: Lora) -> None:
         from peft import LoraConfig, get_peft_model
 
-        self.paths, self.lowest = adapted_paths(classifier.encoder, lora)
+        encoder, head = classifier.get_submodule("encoder"), classifier.get_submodule("head")
+        self.paths, self.lowest = adapted_paths(encoder, lora)
         self.scaling = lora.alpha / lora.rank
         linears = [_linear(classifier, path) for path in self.paths]
         self.frozen = [linear.weight.detach() for linear in linears]
-        own = {id(linear.weight) for linear in linears} | {id(p) for p in classifier.head.parameters()}
+        own = {id(linear.weight) for linear in linears} | {id(p) for p in head.parameters()}
         shared: dict[int, Any] = {id(p): p for p in classifier.parameters() if id(p) not in own}
         shared |= {id(b): b for b in classifier.buffers()}
         self.merged = copy.deepcopy(classifier, shared).eval().requires_grad_(False)
@@ -99,12 +100,16 @@ class AdaptedClassifier:
         self.merged.to(device)
         self.frozen = [tensor.to(device) for tensor in self.frozen]
 
-    def reset(self, generator: torch.Generator) -> None:
-        """Start adapters and head afresh: A uniform as PEFT draws it, B zero, the head as torch draws it."""
+    def reset(self, generator: torch.Generator, head: Weights | None = None) -> None:
+        """Start afresh: A uniform as PEFT draws it, B zero, the head as given, or as torch draws it."""
         with torch.no_grad():
             for name, tensor in sorted(weights_of(self.model, trainable).items()):
                 if ".lora_B." in name:
                     tensor.zero_()
+                    continue
+                own = name.rsplit(".", 1)[-1]
+                if head is not None and ".modules_to_save." in name:
+                    tensor.copy_(head[own])
                     continue
                 fan_in = tensor.shape[-1] if tensor.ndim > 1 else self.merged.head.in_features
                 bound = 1 / math.sqrt(fan_in)
@@ -180,13 +185,34 @@ def adapt(
         raise ValueError(f"{type(encoder).__name__} states no hidden size: choose an encoder like BERT")
     _, lowest = adapted_paths(encoder, lora)
     classifier = TextClassifier(encoder, width, classes, settings.pooling, settings.head_dropout).requires_grad_(False)
+    return with_adapters(classifier, lora, lowest, corpora, corpora, batch_size)
+
+
+def with_adapters(
+    classifier: nn.Module,
+    lora: Lora,
+    lowest: int,
+    corpora: Sequence[Any],
+    tokens: Sequence[Tokens],
+    batch_size: int,
+) -> AdaptedClassifier:
+    """Put adapters on a model made of `encoder` and `head`, and compute the layers below `lowest` now.
+
+    Args:
+        corpora: give batches for the model by `batch(rows)`; the first is looked at for whether caching is right.
+        tokens: the texts of each, which take in what the lower layers make of them.
+
+    Raises:
+        ValueError: the lower layers cannot be cached.
+    """
     if lowest == 0:
         return AdaptedClassifier(classifier, lora)
+    encoder: nn.Module = classifier.encoder  # type: ignore[assignment]
     probe = list(range(min(4, len(corpora[0]))))
     with torch.no_grad():
         expected = classifier.eval()(**corpora[0].batch(probe))["logits"]
-    for tokens in corpora:
-        record_lower_layers(encoder, lowest, tokens, batch_size)
+    for each in tokens:
+        record_lower_layers(encoder, lowest, each, batch_size)
     adapted = AdaptedClassifier(classifier, lora)
     with torch.no_grad():
         got = adapted.merged(**corpora[0].batch(probe))["logits"]

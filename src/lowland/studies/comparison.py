@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..calibration import Interval, differences, fit_temperature, intervals, summary, temper
-from .config import Evaluation
 from .training import stream
 
 METHODS = (
@@ -26,6 +25,17 @@ METHODS = (
 RIVALS = ("base", "early-stopped base", "temperature-scaled base", "deep ensemble")  # what the verdict compares with
 TRAINED = {"base": "base", "early": "early-stopped base", "swa": "SWA", "swag": "SWAG"}  # what a member predicts with
 COMBINED = {"deep ensemble": "base", "MultiSWA": "SWA", "MultiSWAG": "SWAG"}  # means of members' probabilities
+
+
+class Judging(Protocol):
+    """The settings of a study's comparison."""
+
+    @property
+    def bins(self) -> int: ...
+    @property
+    def resamples(self) -> int: ...
+    @property
+    def level(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -50,18 +60,25 @@ def compare(
     members: Sequence[Mapping[str, Predictions]],
     validation_labels: Sequence[int],
     test_labels: Sequence[int],
-    settings: Evaluation,
+    settings: Judging,
     seed: int,
+    *,
+    trained: Mapping[str, str] = TRAINED,
+    methods: Sequence[str] = METHODS,
+    things: str = "texts",
 ) -> Compared:
     """Compute the metrics of all methods.
+
+    `trained` says which method each of a member's variants is, `methods` the order of the table, and `things` what was
+    tested, for the verdict.
 
     Methods of one model are judged by the mean over members of each metric; MultiSWAG, MultiSWA and the deep ensemble
     by the mean of the members' probabilities, MultiSWAG by the very draws of its members' SWAGs. The temperature is
     fitted on validation texts, one for each member. Intervals resample the test texts.
     """
     truth, checked = torch.tensor(list(test_labels)), torch.tensor(list(validation_labels))
-    test = {method: [member[key].test for member in members] for key, method in TRAINED.items()}
-    validation = {method: [member[key].validation for member in members] for key, method in TRAINED.items()}
+    test = {method: [member[key].test for member in members] for key, method in trained.items()}
+    validation = {method: [member[key].validation for member in members] for key, method in trained.items()}
     temperatures = [fit_temperature(probs, checked) for probs in validation["base"]]
     for split in (test, validation):
         split["temperature-scaled base"] = [
@@ -76,15 +93,15 @@ def compare(
         return {"bins": settings.bins, "resamples": settings.resamples, "level": settings.level, "generator": generator}
 
     several = {method: torch.stack(each) for method, each in test.items()}  # (members or 1, N, C)
-    table = {method: _plain(intervals(several[method], truth, **again())) for method in METHODS}
+    table = {method: _plain(intervals(several[method], truth, **again())) for method in methods}
     gaps = {
         method: _plain(differences(several[ours], several[method], truth, **again()))
-        for method in METHODS
+        for method in methods
         if method != ours
     }
     own = {
         method: [summary(probs, truth, bins=settings.bins) for probs in test[method]]
-        for method in METHODS
+        for method in methods
         if method not in COMBINED
     }
     metrics = {
@@ -92,7 +109,7 @@ def compare(
         "members": own,
         "differences": {"of": ours, "minus": gaps},
         "temperature": temperatures,
-        "verdict": verdict(gaps, len(members), len(truth), settings.level),
+        "verdict": verdict(gaps, len(members), len(truth), settings.level, things),
     }
     return Compared(metrics, test, validation)
 
@@ -101,7 +118,13 @@ def _plain(found: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
     return {name: {"value": value, "low": low, "high": high} for name, (value, low, high) in found.items()}
 
 
-def verdict(gaps: Mapping[str, Mapping[str, Mapping[str, float]]], members: int, texts: int, level: float) -> str:
+def verdict(
+    gaps: Mapping[str, Mapping[str, Mapping[str, float]]],
+    members: int,
+    number: int,
+    level: float,
+    things: str = "texts",
+) -> str:
     """Say in one sentence where MultiSWAG is better, worse, or not told apart, from the intervals of differences.
 
     >>> less, none = {"value": -0.1, "low": -0.2, "high": -0.05}, {"value": 0.0, "low": -0.1, "high": 0.1}
@@ -131,8 +154,8 @@ def verdict(gaps: Mapping[str, Mapping[str, Mapping[str, float]]], members: int,
     if equal:
         phrases.append(f"not told apart from {_listed(equal)} in NLL, ECE or macro F1")
     return (
-        f"MultiSWAG is {'; '.join(phrases)}: {members} members, {texts} test texts, {level:.0%} intervals over the "
-        "texts; another training run moves these numbers too."
+        f"MultiSWAG is {'; '.join(phrases)}: {members} members, {number} test {things}, {level:.0%} intervals over the "
+        f"{things}; another training run moves these numbers too."
     )
 
 

@@ -8,7 +8,9 @@ import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
+
+Study = TypeVar("Study")  # a frozen dataclass of sections, each a frozen dataclass of settings
 
 
 @dataclass(frozen=True)
@@ -153,21 +155,14 @@ def read_config(path: Path) -> TextStudy:
 
 
 def from_mapping(given: dict[str, Any]) -> TextStudy:
-    """Build a study from nested dictionaries.
+    """Build a text study from nested dictionaries.
 
     >>> from_mapping({"training": {"epoch": 3}})
     Traceback (most recent call last):
     ...
     ValueError: training.epoch is no setting: [training] has seeds, epochs, batch_size, learning_rate, weight_decay, ...
     """
-    kinds = get_type_hints(TextStudy)
-    sections: dict[str, Any] = {}
-    for section, values in given.items():
-        if section not in kinds:
-            raise ValueError(f"[{section}] is no section of a text study: it has {', '.join(kinds)}")
-        if not isinstance(values, dict):
-            raise ValueError(f"{section} must be a section [{section}] with settings in it, got {values!r}")
-        sections[section] = _section(section, kinds[section], values)
+    sections = sections_of(TextStudy, given, "a text study")
     data = given.get("data", {})
     if isinstance(data, dict) and data.get("train") and "name" not in data:
         # Own files: the counts of the demonstration are no sensible default for them.
@@ -176,7 +171,24 @@ def from_mapping(given: dict[str, Any]) -> TextStudy:
     return TextStudy(**sections)
 
 
-def to_toml(study: TextStudy) -> str:
+def sections_of(kind: type[Any], given: dict[str, Any], what: str) -> dict[str, Any]:
+    """Read the sections of `what`, a study of class `kind`, from nested dictionaries.
+
+    Raises:
+        ValueError: a section or a setting is unknown or of a wrong kind.
+    """
+    kinds = get_type_hints(kind)
+    sections: dict[str, Any] = {}
+    for section, values in given.items():
+        if section not in kinds:
+            raise ValueError(f"[{section}] is no section of {what}: it has {', '.join(kinds)}")
+        if not isinstance(values, dict):
+            raise ValueError(f"{section} must be a section [{section}] with settings in it, got {values!r}")
+        sections[section] = _section(section, kinds[section], values)
+    return sections
+
+
+def to_toml(study: Any) -> str:
     """Write every setting out, defaults included.
 
     >>> from_mapping(tomllib.loads(to_toml(TextStudy()))) == TextStudy()
@@ -191,10 +203,10 @@ def to_toml(study: TextStudy) -> str:
     return "\n".join(lines)
 
 
-def differences(left: TextStudy, right: TextStudy) -> list[str]:
-    """Name the settings in which two studies differ, with both values."""
+def differences(left: Study, right: Study) -> list[str]:
+    """Name the settings in which two studies of one kind differ, with both values."""
     found = []
-    for section in dataclasses.fields(TextStudy):
+    for section in dataclasses.fields(left):  # type: ignore[arg-type]
         one, other = (dataclasses.asdict(getattr(study, section.name)) for study in (left, right))
         found += [f"{section.name}.{key} ({one[key]!r}, {other[key]!r})" for key in one if one[key] != other[key]]
     return found

@@ -7,35 +7,34 @@ machine and one number of threads; both stand in versions.json.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
-import resource
-import shutil
-import sys
 import time
 import tomllib
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from .. import SWAG, Mixture, copy_to, load, save
-from ..probabilities import entropy
+from .. import Mixture, copy_to, load, save
 from .classifier import AdaptedClassifier, adapt, load_encoder
-from .comparison import COMBINED, TRAINED, Compared, Predictions, compare
+from .comparison import TRAINED, compare
 from .config import TextStudy, differences, from_mapping, to_toml
 from .datasets import Splits, load_splits
-from .folder import read_json, require_space, write_arrays, write_bytes, write_json, write_rows
+from .folder import read_json, require_space, write_arrays, write_bytes, write_json
 from .member import STEP_COST, Corpora, Member
+from .outputs import (
+    clean,
+    head_samples,
+    probability_arrays,
+    save_adapter,
+    versions,
+    write_histories,
+    write_predictions,
+    write_timings,
+)
 from .progress import Progress, Silent
 from .tokens import tokenise
-from .training import own_randomness, quiet, stream
-
-POINTS = 300  # draws of two weights of the head, for the scatter plot
-PACKAGES = ("lowland", "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "safetensors")
+from .training import own_randomness, quiet
 
 
 def run_text_study(
@@ -52,7 +51,7 @@ def run_text_study(
         RuntimeError: training diverged.
     """
     progress = Silent() if progress is None else progress
-    _check_folder(study, folder, resume)
+    check_folder(study, folder, resume, from_mapping)
     if (folder / "metrics.json").exists():  # written last
         metrics: dict[str, Any] = read_json(folder / "metrics.json")
         return metrics
@@ -70,10 +69,9 @@ def run_text_study(
         if torch.cuda.is_available():
             classifier.to(torch.device("cuda"))
         folder.mkdir(parents=True, exist_ok=True)
-        for left in list(folder.rglob(".*.part")):  # by a process that was killed while it wrote
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        clean(folder)
         write_bytes(folder / "config.toml", to_toml(study).encode())
-        write_json(folder / "versions.json", _versions(splits, home))
+        write_json(folder / "versions.json", versions(splits.hash, home))
         members = [
             Member(index, study, classifier, corpora, splits, folder / "stages" / f"member-{index}", progress)
             for index in range(len(study.training.seeds))
@@ -91,23 +89,37 @@ def read_study(folder: Path) -> TextStudy:
     Raises:
         ValueError: it holds none.
     """
+    return read_configured(folder, from_mapping)
+
+
+def read_configured(folder: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
+    """Read the configuration of a run folder and build the study from it.
+
+    Raises:
+        ValueError: it holds none, or that of another kind of study.
+    """
     path = folder / "config.toml"
     if not path.is_file():
         raise ValueError(f"{folder} holds no study (no config.toml): name the folder that a study wrote")
     try:
-        return from_mapping(tomllib.loads(path.read_text(encoding="utf-8")))
+        return build(tomllib.loads(path.read_text(encoding="utf-8")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}): run the study again") from None
 
 
-def _check_folder(study: TextStudy, folder: Path, resume: bool) -> None:
+def check_folder(study: Any, folder: Path, resume: bool, build: Callable[[dict[str, Any]], Any]) -> None:
+    """Refuse a folder that holds something else than the beginning of this study.
+
+    Raises:
+        ValueError: it is a file, is not empty and is not to be resumed, or holds a study with other settings.
+    """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder for the run")
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not resume:
         raise ValueError(f"{folder} is not empty: continue what it holds with --resume, or name another folder")
-    there = read_study(folder)
+    there = read_configured(folder, build)
     found = differences(there, study)
     if found:
         raise ValueError(
@@ -148,158 +160,32 @@ def _finish(
     }
     posteriors = [load(member.folder / "swag.safetensors") for member in members]
     save(Mixture(posteriors), folder / "posterior.safetensors")
-    write_arrays(folder / "probabilities.npz", _probabilities(compared, splits))
-    write_arrays(folder / "head_samples.npz", _head_samples(posteriors, study, splits.names))
-    _write_predictions(folder, splits, compared, predicted)
+    arrays = probability_arrays(compared, splits.test.labels, splits.validation.labels)
+    write_arrays(folder / "probabilities.npz", arrays)
+    seeds, names = study.training.seeds, splits.names
+    write_arrays(folder / "head_samples.npz", head_samples(posteriors, seeds, study.evaluation.scale, names[-1]))
+    write_predictions(
+        folder / "predictions.csv",
+        splits.test.texts,
+        splits.test.labels,
+        names,
+        compared.test["MultiSWAG"][0],
+        torch.stack([one["swag"].test_entropy for one in predicted]).mean(0),
+    )
     phases = ("adamw", "swag")
     histories = [{phase: member.history(phase) for phase in phases} for member in members]
-    write_json(
-        folder / "history.json",
-        {
-            "members": [
-                {"member": index, **{phase: _without(one[phase], "seconds") for phase in phases}}
-                for index, one in enumerate(histories)
-            ]
-        },
-    )
+    write_histories(folder / "history.json", histories)
     for member in members:
         for key in ("base", "swa"):
             copy_to(member.weights(key), classifier.model)
-            _save_adapter(classifier, folder / "adapters" / f"member-{member.index}" / key)
-    rows = [{"member": None, "phase": "prepare", "seconds": prepared}]
+            save_adapter(classifier, folder / "adapters" / f"member-{member.index}" / key)
+    rows: list[dict[str, Any]] = [{"member": None, "phase": "prepare", "seconds": prepared}]
     for index, (one, taken) in enumerate(zip(histories, seconds, strict=True)):
         rows += [{"member": index, "phase": phase, "seconds": one[phase]["seconds"]} for phase in phases]
         rows.append({"member": index, "phase": "predict", "seconds": sum(taken.values())})
     rows.append({"member": None, "phase": "compare", "seconds": time.perf_counter() - begun})
     number = study.evaluation.samples * len(members)
     sampling = sum(taken["swag"] for taken in seconds)
-    texts = len(splits.validation) + len(splits.test)
-    write_json(
-        folder / "timings.json",
-        {
-            "phases": rows,
-            "sampling": {
-                "draws": number,
-                "seconds": sampling,
-                "seconds_per_draw_per_1000": sampling / number / texts * 1000,
-            },
-            "total_seconds": sum(row["seconds"] for row in rows),
-            "peak_memory_mb": _peak_memory(),
-        },
-    )
+    write_timings(folder / "timings.json", rows, number, sampling, len(splits.validation) + len(splits.test))
     write_json(folder / "metrics.json", metrics)
     return metrics
-
-
-def _probabilities(compared: Compared, splits: Splits) -> dict[str, Any]:
-    arrays = {"test_labels": np.asarray(splits.test.labels), "validation_labels": np.asarray(splits.validation.labels)}
-    for name, split in (("test", compared.test), ("validation", compared.validation)):
-        for method, each in split.items():
-            arrays[f"{name}_{_key(method)}"] = each[0].numpy()
-            if name == "test" and method not in COMBINED:
-                arrays[f"test_members_{_key(method)}"] = torch.stack(each).numpy()
-    return arrays
-
-
-def _head_samples(posteriors: list[SWAG], study: TextStudy, names: list[str]) -> dict[str, Any]:
-    """Draws of the two weights of the head's last row whose posterior variance is largest, over all members."""
-    tensor = next(name for name in posteriors[0].mean() if name.endswith("head.modules_to_save.default.weight"))
-    heads = [_only(posterior, tensor) for posterior in posteriors]
-    variance = torch.stack([head.variance()[tensor][-1] for head in heads]).mean(0)
-    columns = sorted(variance.topk(2).indices.tolist())
-    drawn = [
-        head.sample(POINTS, scale=study.evaluation.scale, generator=stream(seed, "scatter"))[tensor][:, -1, columns]
-        for head, seed in zip(heads, study.training.seeds, strict=True)
-    ]
-    return {
-        "names": np.asarray([f"head.weight[{names[-1]}, {column}]" for column in columns]),
-        "samples": torch.stack(drawn).numpy(),
-        "means": torch.stack([head.mean()[tensor][-1, columns] for head in heads]).numpy(),
-    }
-
-
-def _only(posterior: SWAG, tensor: str) -> SWAG:
-    """The marginal of one tensor: the joint Gaussian without the others."""
-    state = posterior.state_dict()
-    alone = SWAG(**state["settings"])
-    alone.load_state_dict({**state, "slots": {slot: {tensor: t[tensor]} for slot, t in state["slots"].items()}})
-    return alone
-
-
-def _write_predictions(
-    folder: Path, splits: Splits, compared: Compared, predicted: list[dict[str, Predictions]]
-) -> None:
-    probs = compared.test["MultiSWAG"][0]
-    total = entropy(probs)
-    expected = torch.stack([one["swag"].test_entropy for one in predicted]).mean(0)
-    rows = (
-        [
-            index,
-            splits.names[label],
-            splits.names[int(probs[index].argmax())],
-            *(f"{p:.6f}" for p in probs[index].tolist()),
-            f"{total[index]:.6f}",
-            f"{expected[index]:.6f}",
-            f"{max(0.0, float(total[index] - expected[index])):.6f}",
-            text,
-        ]
-        for index, (text, label) in enumerate(zip(splits.test.texts, splits.test.labels, strict=True))
-    )
-    header = ["index", "label", "prediction", *(f"p_{name}" for name in splits.names)]
-    header += ["entropy", "expected_entropy", "mutual_information", "text"]
-    write_rows(folder / "predictions.csv", header, rows)
-
-
-def _save_adapter(classifier: AdaptedClassifier, target: Path) -> None:
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    classifier.model.save_pretrained(str(part))  # type: ignore[operator]
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(part, target)
-
-
-def _versions(splits: Splits, home: Path | None) -> dict[str, Any]:
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = "unknown"
-    return {
-        "python": platform.python_version(),
-        "packages": packages,
-        "machine": {
-            "system": platform.system(),
-            "processor": platform.machine(),
-            "cores": os.cpu_count() or 0,
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        },
-        "threads": torch.get_num_threads(),
-        "dataset_sha256": splits.hash,
-        "model_sha256": _folder_hash(home) if home is not None else "not a local folder",
-    }
-
-
-def _folder_hash(home: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(
-        p for pattern in ("config.json", "tokenizer.json", "vocab.txt", "*.safetensors") for p in home.glob(pattern)
-    ):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _peak_memory() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
-
-
-def _key(method: str) -> str:
-    return method.lower().replace("-", "_").replace(" ", "_")
-
-
-def _without(mapping: dict[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in mapping.items() if name != key}

