@@ -83,7 +83,7 @@ def average_adapters(
     with torch.no_grad(), applied(inner, mean):
         own = {bare_name(name): tensor for name, tensor in (*inner.named_parameters(), *inner.named_buffers())}
         state = {key: own[name].detach().cpu().clone().contiguous() for key, name in keys.items()}
-    config = saved_config(inner)
+    config: Any = saved_config(inner)  # of LoRA, as `_layers` has checked
     if space == "factors":
         return AdapterAverage(
             write_folder(state, config, folder), max(layer.rank for layer in layers.values()), gap, gap

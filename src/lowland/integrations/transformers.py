@@ -159,7 +159,7 @@ class AveragingCallback(TrainerCallback):
         trainer, resumed = running(self)
         self._trainer = trainer
         refuse(trainer, self, state)
-        model = self._model
+        model: Any = self._model
         if is_peft(model):
             # Whatever `on_init_end` put there, and what came in if we were added later.
             vars(model).pop("load_adapter", None)
