@@ -38,13 +38,15 @@ def smollm2() -> Path:
         tokenizer = AutoTokenizer.from_pretrained(str(packed.parent), **given)
     except ImportError:
         raise ValueError("reading a GGUF file needs gguf: pip install gguf") from None
-    model.config.quantization_config = None  # it says four bits, and would refuse to be saved in float32
-    del model.config.quantization_config
-    model.is_quantized = False
+    # A model that was read from GGUF calls itself quantised and refuses to be saved: a fresh one takes its weights.
+    settings = model.config.to_dict()
+    settings.pop("quantization_config", None)
+    plain = AutoModelForCausalLM.from_config(type(model.config).from_dict(settings))
+    plain.load_state_dict(model.state_dict())
     home.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=home.parent, prefix=".smollm2-"))
     try:
-        model.save_pretrained(str(scratch))
+        plain.save_pretrained(str(scratch))
         tokenizer.save_pretrained(str(scratch))
         if not home.exists():  # two processes may have been at it
             os.replace(scratch, home)
