@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lowland import EMA, SWA, SWAG, kernels
 from lowland.averager import Averager
+from lowland.moments import first_nonfinite
 
 needs_numba = pytest.mark.skipif(not kernels.available(), reason="numba is not installed")
 SIZES = (0, 1, 15, 16, 17, 63, 64, 200, 1000, 70_001)
@@ -89,6 +90,21 @@ def test_a_refused_iterate_leaves_every_bit(method: str, dtype: torch.dtype, bad
                 averager.update(damaged)
     assert averager.count == 5
     assert all(torch.equal(tensor, before[name]) for name, tensor in slots(averager).items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_plain_torch_names_the_first_tensor_that_is_not_finite(dtype: torch.dtype) -> None:
+    # Small tensors are looked at together: some batches, with tensors that are looked at alone between them.
+    sizes = [*SIZES, *([9000] * 40), 0, 20_000, 3]
+    for place in [1, 2, 9, 10, 25, 49, 51, 52]:
+        for bad in (math.nan, math.inf, -math.inf):
+            weights = {f"w{number}": torch.zeros(size, dtype=dtype) for number, size in enumerate(sizes)}
+            weights["whole"] = torch.tensor([1, 2])
+            weights["strided"] = torch.zeros(6, 4, dtype=dtype).T
+            assert first_nonfinite(weights) is None
+            weights["w52"][1] = bad
+            weights[f"w{place}"][sizes[place] // 2] = bad
+            assert first_nonfinite(weights) == f"w{place}"
 
 
 @needs_numba

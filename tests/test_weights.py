@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -175,3 +179,68 @@ def test_a_reader_follows_every_change_of_a_model() -> None:
     assert list(reader.selected(wrapped)) == list(selected(wrapped))
     model.double()
     same()
+
+
+def test_a_reader_sees_each_way_of_changing_a_model() -> None:
+    class Other(nn.Linear):
+        pass
+
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Sequential(nn.ReLU(), nn.Linear(2, 2)), nn.Linear(2, 2))
+    model[1].register_module("nothing", None)
+    reader = Reader()
+
+    def replace(module: nn.Module, key: str) -> None:
+        module._parameters[key] = nn.Parameter(torch.zeros(2, 2))
+
+    def rename(module: nn.Module, old: str, new: str) -> None:
+        module._modules[new] = module._modules.pop(old)
+
+    def own_dictionary(module: nn.Module) -> None:
+        module._modules = dict(reversed(module._modules.items()))
+
+    def swap(module: nn.Module) -> None:
+        module[0], module[1] = module[1], module[0]
+
+    changes: list[Callable[[], object]] = [
+        lambda: None,
+        lambda: replace(model[0], "weight"),
+        lambda: model[1].add_module("nothing", nn.Linear(2, 2)),
+        lambda: model[1].register_module("nothing", None),
+        lambda: model[0].register_parameter("bias", nn.Parameter(torch.zeros(2))),
+        lambda: setattr(model[0], "bias", None),
+        lambda: rename(model[1], "1", "one"),
+        lambda: setattr(model[2], "__class__", Other),
+        lambda: own_dictionary(model[1]),
+        lambda: swap(model),
+        lambda: model.insert(1, nn.ReLU()),
+        lambda: setattr(model[0], "tied", model[1]),
+        lambda: delattr(model[0], "tied"),
+        lambda: setattr(model[3], "weight", model[2].weight),
+        lambda: model.pop(3),
+    ]
+    for number, change in enumerate(changes):
+        change()
+        for select in (parameters, trainable):
+            for _ in range(2):
+                got, wanted = reader.selected(model, select), selected(model, select)
+                assert list(got) == list(wanted), number
+                assert all(got[name] is wanted[name] for name in wanted), number
+
+
+def test_a_reader_looks_behind_parameters_that_are_gathered_for_a_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As under `fully_shard`: the class changes, and after a forward the module holds other parameters until `reshard`.
+    class Shards(nn.Linear):
+        def reshard(self) -> None:
+            self.weight = self.own
+
+    package = SimpleNamespace(FSDPModule=Shards, FullyShardedDataParallel=())
+    monkeypatch.setitem(sys.modules, "torch.distributed.fsdp", package)
+    model, reader = nn.Sequential(nn.Linear(1, 1, bias=False)), Reader()
+    own = model[0].weight
+    for _ in range(2):
+        assert reader.selected(model)["0.weight"] is own
+    model[0].__class__ = Shards
+    object.__setattr__(model[0], "own", own)
+    for _ in range(3):
+        model[0].weight = nn.Parameter(torch.ones(1, 1))
+        assert reader.selected(model)["0.weight"] is own

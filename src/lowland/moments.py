@@ -45,26 +45,55 @@ def wide_zeros(like: Mapping[str, Tensor], leading: tuple[int, ...] = ()) -> dic
     }
 
 
+@torch.no_grad()
 def first_nonfinite(weights: Mapping[str, Tensor]) -> str | None:
     """Return the name of the first tensor that holds a NaN or an infinity, or None.
 
     >>> first_nonfinite({"a": torch.zeros(1), "b": torch.tensor([float("nan")])})
     'b'
     """
-    # One read and two scalars a tensor, where isfinite().all() writes a mask of the tensor's size.
-    extremes: dict[torch.device, list[Tensor]] = {}
-    names: dict[torch.device, list[str]] = {}
+    groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
     for name, tensor in weights.items():
         if tensor.is_floating_point() and tensor.numel():
-            # NaN as soon as one element is, and infinite as soon as one element is.
-            extremes.setdefault(tensor.device, []).append(torch.stack(torch.aminmax(tensor.detach())).double())
-            names.setdefault(tensor.device, []).append(name)
+            groups.setdefault((tensor.device, tensor.dtype), []).append(name)
     bad: set[str] = set()
-    for device, found in extremes.items():
-        # One wait for a device, not one for each tensor.
-        flags = torch.stack(found).isfinite().all(1).tolist()
-        bad.update(name for name, finite in zip(names[device], flags, strict=True) if not finite)
+    for names in groups.values():
+        batches = list(_together(names, weights))
+        # One read and two scalars a batch, where isfinite().all() writes a mask of the tensor's size: NaN as soon as
+        # one element is, and infinite as soon as one is. One wait for a group, not one for each batch.
+        extremes = [torch.aminmax(_joined([weights[name] for name in batch])) for batch in batches]
+        flags = torch.stack([value for pair in extremes for value in pair]).isfinite().view(-1, 2).all(1).tolist()
+        for batch, finite in zip(batches, flags, strict=True):
+            if not finite and len(batch) == 1:
+                bad.update(batch)
+            elif not finite:
+                bad.update(name for name in batch if not weights[name].isfinite().all())
     return next((name for name in weights if name in bad), None)
+
+
+SMALL = 1 << 14  # elements: copying a smaller tensor beside others costs less than a call for it alone
+
+
+def _together(names: list[str], weights: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Gather small tensors until a copy of them fills a core's own cache; larger ones stay alone."""
+    batch: list[str] = []
+    total = 0
+    for name in names:
+        size = weights[name].numel()
+        if size > SMALL:
+            yield [name]
+            continue
+        if batch and total + size > PIECE["cpu"]:
+            yield batch
+            batch, total = [], 0
+        batch.append(name)
+        total += size
+    if batch:
+        yield batch
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 @torch.no_grad()
@@ -202,26 +231,3 @@ def second_moment(base: Tensor, columns: Tensor | None, terms: Sequence[float]) 
                 part = column[begin : begin + CHUNK].to(chunk.dtype)
                 chunk.addcmul_(part, part, value=factor)
     return like(total, base)
-
-
-@torch.no_grad()
-def low_rank_draw(mean: Tensor, deviation: Tensor, columns: Tensor | None, z1: Tensor, z2: Tensor | None) -> Tensor:
-    """Return `mean + deviation * z1 + sum_i columns_i z2_i` for `n` draws of one tensor.
-
-    Args:
-        mean: (*shape).
-        deviation: (*shape), the standard deviation of the diagonal part, already scaled.
-        columns: (k, *shape), the deviations held, or None for a diagonal draw.
-        z1: (n, *shape) standard normals; overwritten with the result.
-        z2: (n, k) standard normals, already scaled, or None.
-
-    >>> low_rank_draw(torch.zeros(1), torch.ones(1), torch.ones(1, 1), torch.ones(2, 1), torch.ones(2, 1))
-    tensor([[2.],
-            [2.]])
-    """
-    draw = z1.mul_(deviation).add_(mean)
-    if columns is not None and z2 is not None:
-        n, k = z2.shape
-        flat = columns.reshape(k, -1).to(z2.dtype)  # (k, numel)
-        draw.view(n, -1).addmm_(z2, flat)
-    return draw

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -203,8 +205,8 @@ def selected(model: nn.Module, select: Select = parameters) -> dict[str, Tensor]
 class Reader:
     """Reads the selected tensors of one model again and again: `selected`, with the names kept from call to call.
 
-    Names are kept only while they follow from the model's structure, which every call looks at: the names of all
-    children and parameters of all modules. No reference to the model is kept.
+    Names are kept only while they follow from the model's structure, which every call looks at: the classes of all
+    modules and the names of their children and parameters. No reference to the model is kept.
 
     >>> reader, model = Reader(), nn.Linear(2, 1)
     >>> list(reader.selected(model)) == list(reader.selected(model)) == ["weight", "bias"]
@@ -212,7 +214,9 @@ class Reader:
     """
 
     def __init__(self) -> None:
-        self._structure: object = None
+        self._modules = 0  # how many modules a walk meets at most; another number is another structure
+        self._structure: list[object] = []
+        self._unlike: list[int] = []  # the ids of parameters that were seen to be distinct
         self._names: list[str] = []
         self._order: list[int] = []
 
@@ -220,33 +224,67 @@ class Reader:
         """Return what `selected` returns."""
         if select is not parameters and select is not trainable:
             return selected(model, select)
-        modules = level = [model]
-        while level:
-            level = [child for module in level for child in module._modules.values() if child is not None]
-            modules = modules + level
-        found = [tensor for module in modules for tensor in module._parameters.values()]
-        structure = (
-            [tuple(module._modules) for module in modules],
-            [tuple(module._parameters) for module in modules],
-            [tensor is None for tensor in found],
-        )
-        own = [tensor for tensor in found if tensor is not None]
-        # Tied tensors, modules met twice and parameters of other kinds take the long way.
-        plain = set(map(type, own)) == {nn.Parameter}
-        if not plain or len(set(map(id, own))) < len(own) or len(set(map(id, modules))) < len(modules):
-            return selected(model, select)
+        structure, found = _walk(model, self._modules)
         if structure != self._structure:
-            places = {id(tensor): place for place, tensor in enumerate(own)}
+            self._modules = 1 + sum(len(module._modules) for module in model.modules())
+            structure, found = _walk(model, self._modules)
+        ids = list(map(id, found))
+        # Tied tensors, modules met twice and parameters of other kinds take the long way.
+        if not found or set(map(type, found)) != {nn.Parameter}:
+            return selected(model, select)
+        if ids != self._unlike:
+            if len(set(ids)) < len(ids):
+                return selected(model, select)
+            self._unlike = ids
+        if structure != self._structure:
             named = selected(model, parameters)
-            if len(named) != len(own):  # two tensors of one bare name
+            places = dict(zip(ids, range(len(ids)), strict=True))
+            # Not with two tensors of one bare name, nor where what is read must be put back into shards first.
+            if len(named) != len(found) or _gathers(model):
                 return selected(model, select)
             self._names, self._order = list(named), [places[id(tensor)] for tensor in named.values()]
             self._structure = structure
-        tensors = [own[place] for place in self._order]
+        tensors = [found[place] for place in self._order]
         if select is trainable:
             chosen: dict[str, Tensor] = {n: t for n, t in zip(self._names, tensors, strict=True) if t.requires_grad}
             return chosen or selected(model, select)
         return dict(zip(self._names, tensors, strict=True))
+
+
+def _gathers(model: nn.Module) -> bool:
+    """Whether a module is under FSDP, whose parameters are whole copies at times."""
+    package = sys.modules.get("torch.distributed.fsdp")
+    kinds = (getattr(package, "FSDPModule", ()), getattr(package, "FullyShardedDataParallel", ()))
+    return package is not None and any(isinstance(module, kinds) for module in model.modules())
+
+
+def _walk(model: nn.Module, most: int) -> tuple[list[object], list[Tensor]]:
+    """Return what the names of the parameters follow from, and the parameters; stop after `most` modules.
+
+    What is touched of a module is what this costs, as little of it is in a core's own cache during training.
+    """
+    modules: list[nn.Module | None] = [model]
+    structure: list[object] = []
+    found: list[Tensor | None] = []
+    for module in islice(modules, most):  # which grows as it is walked
+        if module is None:
+            structure.append(None)
+            continue
+        children, own = module._modules, module._parameters
+        structure.append(len(children))
+        if children:
+            structure += children
+            modules += children.values()
+        structure.append(len(own))
+        if own:
+            structure += own
+            found += own.values()
+    structure.append(len(modules))
+    structure += map(type, modules)  # as `fully_shard` changes the class
+    if type(None) not in set(map(type, found)):
+        return structure, found  # type: ignore[return-value]
+    structure += [tensor is None for tensor in found]
+    return structure, [tensor for tensor in found if tensor is not None]
 
 
 def select_name(select: Select) -> str:
