@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowland.mixture import Mixture
-from lowland.plans import runner
+from lowland.plans import choice, runner, stacked
 from lowland.plans.adapters import Folded
 from lowland.plans.nested import Opaque, alike, mapped, tensors
 from lowland.plans.places import Held, Places
 from lowland.plans.prefix import Memo
 from lowland.plans.stacked import Stack, Unstackable
+from lowland.plans.sums import BLOCK, Classes
 from lowland.predict import Prediction, predict
-from lowland.predictive import Classes
 from lowland.weights import Weights, weights_of
 
 from .reference.predict import naive_probabilities, naive_uncertainty
@@ -180,7 +180,7 @@ def test_draws_in_several_chunks(plan: Any, monkeypatch: pytest.MonkeyPatch) -> 
     wanted = predict(model, draws, rows(), plan="copy")
     monkeypatch.setattr(runner, "HELD", 3 * Places(model, weights_of(model)).bytes)
     assert_same(predict(model, draws, rows(), plan=plan), wanted, exact=plan != "stacked")
-    monkeypatch.setattr(runner, "ROWS", 8)  # passes of two draws, and of one
+    monkeypatch.setattr(stacked, "ROWS", 8)  # passes of two draws, and of one
     assert_same(predict(model, draws, rows(), plan=plan), wanted, exact=plan != "stacked")
 
 
@@ -715,8 +715,9 @@ def test_peft_layers_are_known() -> None:
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure however short the work is."""
-    monkeypatch.setattr(runner, "SHORT", 0.0)
+    """Measure however short the work is, and however slow the machine."""
+    monkeypatch.setattr(choice, "SHORT", 0.0)
+    monkeypatch.setattr(choice, "CALL", 1.0)
 
 
 class Slow(nn.Module):
@@ -864,18 +865,73 @@ def test_an_unknown_plan_and_an_empty_loader() -> None:
         predict(model, Mixture(points(model)), [], plan="stacked")
 
 
-def test_sums_over_several_draws_are_those_of_one_after_the_other() -> None:
-    logits = torch.randn(7, 4, 3, generator=generator(), dtype=torch.float64)
-    one, many = Classes(), Classes()
-    for s in range(7):
-        one.add(0, s + 1, logits[s])
-    for first, last in ((0, 3), (3, 4), (4, 7)):
-        values, others = many.read(logits[first:last].reshape(-1, 3), "here")
-        many.put_many(0, first + 1, values.view(-1, 4, 3), others.view(-1, 4))
-    got, wanted = many.result(7), one.result(7)
-    assert isinstance(got, Prediction)
-    torch.testing.assert_close(got.probs, wanted.probs)
-    torch.testing.assert_close(got.variance, wanted.variance)
-    torch.testing.assert_close(got.expected_entropy, wanted.expected_entropy)
+def uncertain(logits: Tensor) -> dict[str, Tensor]:
+    """What the sums must give for logits (S, N, C), in one piece."""
+    return naive_uncertainty(torch.softmax(logits.double(), -1))
+
+
+@pytest.mark.parametrize("sizes", [(2, 1), (1,) * 40, (1000, 3000), (5000, 7, 7), (4096,), (2, 4096, 1)])
+@pytest.mark.parametrize("held", [1, 3, 7])
+def test_sums_are_the_same_bits_in_whichever_order_passes_come(sizes: tuple[int, ...], held: int) -> None:
+    draws, ends = 7, torch.tensor(sizes).cumsum(0).tolist()
+    logits = 4 * torch.randn(draws, sum(sizes), 3, generator=generator())
+    one, other = Classes(draws), Classes(draws)
+    parts = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    for s in range(draws):
+        for index, part in enumerate(parts):
+            one.add(index, s + 1, (logits[s, part],))
+        one.close()
+    for start in range(0, draws, held):  # chunks of draws, batch by batch
+        for index, part in enumerate(parts):
+            for s in range(start, min(start + held, draws)):
+                other.add(index, s + 1, (logits[s, part],))
+        other.close()
+    got, again = one.result("loop"), other.result("loop")
+    assert isinstance(got, Prediction) and got.samples == draws
+    assert_same(got, again, exact=True)
+    for name, tensor in uncertain(logits).items():
+        torch.testing.assert_close(getattr(got, name), tensor, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_what_waits_to_be_summed_stays_small() -> None:
+    sums = Classes(1000)
+    for number in range(1, 1001):
+        for index in range(50):
+            sums.add(index, number, (torch.zeros(9, 10),))
+        sums.close()
+        waiting = sum(part.numel() for g in sums._groups for w in g.waiting.values() for raw in w for part in raw)
+        assert waiting <= 2 * BLOCK
+
+
+def test_an_output_that_the_model_uses_again_is_copied() -> None:
+    model, out = mlp(), torch.empty(4, 3)
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return torch.as_tensor(out.copy_(m(x)))
+
+    draws, batches = Mixture(points(model)), rows(4, 4)
+    wanted = predict(model, draws, batches, plan="copy")
+    for plan in ("copy", "loop", "prefix"):
+        got = predict(model, draws, batches, forward=forward, plan=plan)  # type: ignore[call-overload]
+        assert_same(got, wanted, exact=True)
+
+
+def test_a_bad_output_names_its_draw_and_batch_also_when_found_late() -> None:
+    sums = Classes(9)
+    for number in range(1, 9):
+        for index in range(5):
+            value = torch.zeros(4, 3)
+            value[2, 1] = torch.nan if (number, index) == (6, 3) else 0.0
+            sums.add(index, number, (value,))
+        sums.close()
+    with pytest.raises(ValueError, match="draw 6, batch 4: the output for example 3 of the batch is not finite"):
+        for index in range(5):
+            sums.add(index, 9, (torch.zeros(4, 3),))
     with pytest.raises(ValueError, match="batches changed between draws"):
-        many.put_many(0, 8, torch.ones(2, 5, 3), torch.ones(2, 5))
+        sums.add(5, 9, (torch.zeros(4, 3),))
+
+
+def test_slow_passes_are_checked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowland.plans.sums.PATIENCE", -1.0)
+    with pytest.raises(ValueError, match="draw 1, batch 1: the output for example 1"):
+        Classes(2).add(0, 1, (torch.full((1, 2), torch.inf),))

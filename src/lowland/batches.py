@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -20,18 +20,31 @@ def call(model: nn.Module, batch: object) -> object:
     >>> call(nn.Identity(), (torch.ones(1), "label"))
     tensor([1.])
     """
+    return caller(model)(model, batch)
+
+
+def caller(model: nn.Module) -> Callable[[nn.Module, object], object]:
+    """Return `call` for a model that stays on its device, which is looked up here and not at each call.
+
+    >>> caller(nn.Identity())(nn.Identity(), torch.ones(1))
+    tensor([1.])
+    """
     first = next(model.parameters(), None)
     device = None if first is None else first.device
-    if isinstance(batch, Tensor):
-        return model(_moved(batch, device))
-    if isinstance(batch, Mapping):
-        return model(**{name: _moved(value, device) for name, value in batch.items()})
-    if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 0:
-        return model(_moved(batch[0], device))
-    raise ValueError(
-        "a batch must be a tensor, a tuple that starts with one, or a mapping of arguments, got "
-        f"{type(batch).__name__}: pass forward=lambda model, batch: ..."
-    )
+
+    def run(model: nn.Module, batch: object) -> object:
+        if isinstance(batch, Tensor):
+            return model(_moved(batch, device))
+        if isinstance(batch, Mapping):
+            return model(**{name: _moved(value, device) for name, value in batch.items()})
+        if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 0:
+            return model(_moved(batch[0], device))
+        raise ValueError(
+            "a batch must be a tensor, a tuple that starts with one, or a mapping of arguments, got "
+            f"{type(batch).__name__}: pass forward=lambda model, batch: ..."
+        )
+
+    return run
 
 
 def _moved(value: object, device: torch.device | None) -> object:

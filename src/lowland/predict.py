@@ -12,17 +12,17 @@ from dataclasses import replace
 from typing import Literal, TypeVar, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from .averager import Drawable, Posterior, draws, members_of
-from .batches import call, evaluating, unwrapped
+from .batches import call, caller, evaluating, unwrapped
 from .batchnorm import refresh_bn
 from .bn_draws import DrawRefresher
 from .moments import first_nonfinite
 from .plans.runner import PLANS, Runner
-from .predictive import Classes, Numbers
+from .plans.sums import Classes, Numbers
 from .predictive import Prediction as Prediction
 from .predictive import Regression as Regression
 from .weights import Weights, applied, bare_name
@@ -138,17 +138,17 @@ def predict(
     if plan not in PLANS:
         raise ValueError(f"plan must be one of {', '.join(PLANS)}, got {plan!r}")
     model = unwrapped(model)
-    run = call if forward is None else forward
+    run = caller(model) if forward is None else forward
 
     def take(number: int) -> Weights:
         # Nothing here holds a draw when the next is made.
         return _draw(next(points), number, model, refresh, errors)
 
-    sums: Classes | Numbers = Classes() if task == "classification" else Numbers()
-    runner = Runner(model, batches, run, sums, take, total, plan, progress)
+    sums: Classes | Numbers = Classes(total) if task == "classification" else Numbers(total)
+    runner = Runner(model, batches, run, sums, take, plan, progress)
     with evaluating(model):
         runner.everything()
-    return replace(sums.result(total, runner.plan), bn_error=max(errors, default=0.0))
+    return replace(sums.result(runner.plan), bn_error=max(errors, default=0.0))
 
 
 def _points(
@@ -206,10 +206,18 @@ def _refresh_by(
 
 def _draw(weights: Weights, number: int, model: nn.Module, refresh: Refresh | None, errors: list[float]) -> Weights:
     """A draw that is fit for use: finite, and with the BatchNorm statistics that belong to it."""
-    name = first_nonfinite(weights)
+    name = None if _surely_finite(weights) else first_nonfinite(weights)
     if name is not None:
         raise ValueError(f"draw {number} has a value in {name} that is not finite: look at the posterior's updates")
     return weights if refresh is None else _with_statistics(weights, model, refresh, errors)
+
+
+def _surely_finite(weights: Weights) -> bool:
+    """Whether all sums are finite: an infinity or NaN would show. Finite values may also overflow."""
+    sums = [tensor.detach().sum() for tensor in weights.values() if tensor.is_floating_point()]
+    if any(type(total) is not Tensor or total.device != sums[0].device for total in sums):
+        return False
+    return not sums or bool(torch.stack([total.double() for total in sums]).isfinite().all())
 
 
 def _with_statistics(weights: Weights, model: nn.Module, refresh: Refresh, errors: list[float]) -> Weights:
