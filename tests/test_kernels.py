@@ -9,14 +9,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowland import EMA, SWA, SWAG, kernels
 from lowland.averager import Averager
 from lowland.moments import first_nonfinite
+from lowland.weights import trainable
 
 needs_numba = pytest.mark.skipif(not kernels.available(), reason="numba is not installed")
 SIZES = (0, 1, 15, 16, 17, 63, 64, 200, 1000, 70_001)
@@ -160,6 +162,56 @@ def test_tensors_that_move_change_dtype_or_layout(method: str) -> None:
         whole = (diagonal + low) / 2 if averager.rank else diagonal
         tolerance = 2e-2 if averager.deviations_dtype == torch.bfloat16 else 1e-5
         assert torch.allclose(averager.variance()["w"].double(), whole, rtol=tolerance)
+
+
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_numba), False])
+def test_an_update_sees_what_became_of_a_model(compiled: bool) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2)))
+    average = SWAG(rank=2, select=trainable)
+    seen: list[dict[str, Tensor]] = []
+
+    def update() -> None:
+        with nullcontext() if compiled else kernels.disabled():
+            average.update(model)
+        seen.append({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
+
+    def right() -> None:
+        for name, mean in average.mean().items():
+            assert torch.allclose(mean, torch.stack([weights[name] for weights in seen]).mean(0), atol=1e-6)
+
+    for _ in range(2):
+        update()
+    model[0].weight = nn.Parameter(torch.randn(2, 2))  # another parameter
+    update()
+    model[1][0] = nn.Linear(2, 2)  # another module
+    update()
+    model[0].bias.data = torch.randn(2)  # other memory of the same parameter
+    update()
+    model[0].weight, model[1][0].weight = model[1][0].weight, model[0].weight
+    update()
+    right()
+    first, bias = model[0].weight, model[0].bias
+    bias.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"missing \['0.bias'\]"):
+        average.update(model)
+    bias.requires_grad_(True)
+    model[0].weight = model[1][0].weight  # tied
+    with pytest.raises(ValueError, match=r"missing \['1.0.weight'\]"):
+        average.update(model)
+    model[0].weight = first
+    model.append(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"unexpected \['2.weight', '2.bias'\]"):
+        average.update(model)
+    del model[2]
+    bias.data = torch.randn(4)[::2]  # other strides
+    update()
+    bias.data = torch.randn(3)
+    with pytest.raises(ValueError, match="0.bias"):
+        average.update(model)
+    bias.data = torch.randn(2)
+    update()
+    right()
+    assert average.count == len(seen)
 
 
 def test_channels_last_weights_keep_their_kernel_for_means() -> None:

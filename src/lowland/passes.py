@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,7 @@ class Passes:
         """
         if not kernels.available():
             return moments.first_nonfinite({name: local(tensor) for name, tensor in weights.items()})
-        from .kernels import updates
-
+        updates = _compiled()
         # The table of the last update serves unless something moved.
         table = self._table if self._known is weights else None
         table = table or _made(weights, {})
@@ -86,8 +86,7 @@ class Passes:
         """`average += rate (weights - average)`, in the average's dtype; other than floats are copied."""
         rest: Iterable[str] = average
         if kernels.available():
-            from .kernels import updates
-
+            updates = _compiled()
             table = self._fitting(weights, {"mean": average})
             table.run(updates.absorb, updates.MEAN, 0, np.float32(rate), np.float32(0))
             rest = table.rest
@@ -111,8 +110,7 @@ class Passes:
         place = (count - 1) % rank if rank else 0
         rest: Iterable[str] = mean
         if kernels.available() and count > 1:
-            from .kernels import updates
-
+            updates = _compiled()
             slots = {"mean": mean, "base": base} | ({} if ring is None else {"ring": ring})
             table = self._fitting(weights, slots)
             mode, factor = updates.SQUARES, count / (count - 1)
@@ -127,6 +125,14 @@ class Passes:
             columns = None if ring is None else [local(ring[name])[place] for name in names]
             means, bases, sources = ([local(slot[name]) for name in names] for slot in (mean, base, weights))
             moments.welford_(means, bases, sources, count, columns, evicted)
+
+
+@cache
+def _compiled() -> Any:
+    """The kernels, imported at the first use: an import statement in each update costs as much as ten tensors."""
+    from .kernels import updates
+
+    return updates
 
 
 _Seen = tuple[list[str], list[int], list[Any], list[Any], list[Any]]
