@@ -9,47 +9,66 @@ With the running weights R, the average A of n models, its validation score s(A)
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import hashlib
+import math
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from .acceptance import RULES, favour
 from .averager import Averager, Settings, Slot
 from .moments import lerp_, wide_zeros
-from .scores import judge
+from .philox import new_key
+from .scores import EachScore, judge, judge_each
+from .shards import anywhere, local
 from .weights import Score, Select, Weights, clone_of, parameters
 
 
 class Decision(NamedTuple):
     """What ASWA did at one update, and the scores that decided it.
 
-    >>> Decision("soft", running=-2.0, ahead=-0.5, averaged=2).action
-    'soft'
+    >>> Decision("soft", running=-2.0, ahead=-0.5, averaged=2).accepted
+    True
     """
 
     action: str  # first, hard, soft or reject
     running: float  # score of the weights shown
-    ahead: float | None  # score of the average with them in it; None at the first update
+    ahead: float | None  # score of the average with them in it; None where it was not needed
     averaged: int  # models in the average afterwards
+    favour: float | None = None  # share of resamples in which the new average is better; None where none were made
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the weights shown entered the average: every action but reject."""
+        return self.action != "reject"
 
 
 class ASWA(Averager):
     """An average that a validation score extends, replaces or leaves alone at each update.
 
-    Usually updated once an epoch. An update scores twice, the weights shown and the look-ahead average, and
-    keeps the score of the current average. The score gets copies in float32 or wider, which it may write
-    into, and refreshes BatchNorm itself where there is any (inside `applied`). It must not change between
-    updates: fix its data and its randomness. All tests are strict. After a hard update the average counts one
-    model.
+    Usually updated once an epoch, or every so many steps. An update scores twice, the weights shown and the look-ahead
+    average; what has a score already is not scored again: the average, the weights of the last update shown once more,
+    a look-ahead that is one of these. The score gets copies in float32 or wider, which it may write into, and refreshes
+    BatchNorm itself where there is any (inside `applied`). It must not change between updates: fix its data and its
+    randomness. All tests are strict. After a hard update the average counts one model.
+
+    With `level`, an update must also be better in that share of bootstrap resamples of the validation examples, paired:
+    for it the score returns a value for each example, of the same examples in the same order, and s is their mean.
 
     `count` is the number of updates; `averaged` that of the models in the average; `best` the average's
-    score.
+    score; `trace` holds the decision of every update.
 
     Args:
         score: what is maximised, of weights; a state holds its name only.
+        rule: one of `lowland.acceptance.RULES`. The others are those of released codes, faults included, to compare.
+        level: between 0.5 and 1, such as 0.95; None takes every update that raises the score.
+        resamples: of the bootstrap.
+        generator: one key is drawn from it here, and kept in the state: a resumed run goes on with the same resamples.
 
     Raises:
-        ValueError: the score is no function; in `update`, the score is NaN. Nothing is changed then.
+        ValueError: the score is no function, an argument is out of range; in `update`, the score is NaN, or
+            has the wrong shape. Nothing is changed then.
         RuntimeError: in `update`, the score raised. Nothing is changed then.
 
     >>> average = ASWA(score=lambda weights: -abs(weights["w"].item() - 5))
@@ -65,8 +84,12 @@ class ASWA(Averager):
 
     def __init__(
         self,
-        score: Score,
+        score: Score | EachScore,
         *,
+        rule: str = "paper",
+        level: float | None = None,
+        resamples: int = 1000,
+        generator: torch.Generator | None = None,
         select: Select = parameters,
         device: torch.device | str | None = None,
         check_finite: bool = True,
@@ -77,8 +100,20 @@ class ASWA(Averager):
                 f"score must be a function from weights to a number, got {score!r}; a file holds only its name: "
                 "pass it again with score="
             )
-        self.score = score
+        if rule not in RULES:
+            raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
+        if level is not None and not 0.5 <= level < 1:
+            raise ValueError(f"level must lie in [0.5, 1), got {level}: 0.95 wants 95 of 100 resamples to agree")
+        if level is not None and rule != "paper":
+            raise ValueError(f"level={level} is for rule='paper': the released codes have no gate, got {rule!r}")
+        if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
+            raise ValueError(f"resamples must be a whole number of at least 1, got {resamples!r}")
+        self.score, self.rule, self.level, self.resamples = score, rule, level, resamples
         self.trace: list[Decision] = []
+        self._key = 0 if level is None else new_key(generator)
+        self._values: list[float] = []  # of the average: one score, or one for each example
+        self._shown: list[float] = []  # of the weights shown last
+        self._digest = ""  # of the weights shown last
 
     @property
     def averaged(self) -> int:
@@ -88,52 +123,128 @@ class ASWA(Averager):
     @property
     def best(self) -> float | None:
         """The score of the average; None before the first update."""
-        for action, running, ahead, _ in reversed(self.trace):
-            if action != "reject":
-                return ahead if action == "soft" else running
-        return None
+        return _mean(self._values) if self._values else None
 
     @property
     def settings(self) -> Settings:
-        return {"score": getattr(self.score, "__qualname__", type(self.score).__qualname__)}
+        named: Settings = {"score": getattr(self.score, "__qualname__", type(self.score).__qualname__)}
+        if self.rule != "paper":
+            named["rule"] = self.rule
+        if self.level is not None:
+            named |= {"level": self.level, "resamples": self.resamples}
+        return named
 
     def _scalars(self) -> Settings:
         # Flat lists of plain values: a list of records would be taken apart by sharded checkpoints.
-        return {field: [getattr(decision, field) for decision in self.trace] for field in Decision._fields}
+        columns = {field: [getattr(decision, field) for decision in self.trace] for field in Decision._fields}
+        values = {"values": list(self._values), "shown": list(self._shown)}
+        return {**columns, **values, "digest": self._digest, "key": self._key}
 
     def _set_scalars(self, scalars: Settings) -> None:
-        columns = [scalars.get(field, ()) for field in Decision._fields]
-        if len({len(column) for column in columns}) > 1 or not scalars:
+        columns = {field: list(scalars.get(field, ())) for field in Decision._fields}
+        if "favour" not in scalars:  # written before there was a gate
+            columns["favour"] = [None] * len(columns["action"])
+        if len({len(column) for column in columns.values()}) > 1 or not scalars:
             raise ValueError(f"the state of ASWA must hold lists of one length under {Decision._fields}, got {scalars}")
-        self.trace = [Decision(*row) for row in zip(*columns, strict=True)]
+        trace = [Decision(*row) for row in zip(*columns.values(), strict=True)]
+        taken = next((decision for decision in reversed(trace) if decision.accepted), None)
+        known = [] if taken is None else [taken.ahead if taken.action == "soft" else taken.running]
+        self._values = list(scalars.get("values", known))
+        self._shown, self._digest = list(scalars.get("shown", ())), scalars.get("digest", "")
+        self._key = scalars.get("key", self._key)
+        self.trace = trace
 
     def _allocate(self, like: Slot) -> dict[str, Slot]:
         return {"average": wide_zeros(like)}
 
     def _absorb(self, weights: Weights) -> None:
-        average = self._slots["average"]
+        average, rule, n = self._slots["average"], RULES[self.rule], self.averaged
         # A copy before the first score: a score that evaluates in the live model would change `weights` under us.
         running = {name: torch.empty_like(tensor).copy_(weights[name]) for name, tensor in average.items()}
-        s_running = judge(self.score, running, "the running weights")
-        best = self.best
-        if best is None:
-            return self._take_(running, Decision("first", s_running, None, 1))
-        n = self.averaged
-        ahead = clone_of(average)
-        lerp_(ahead.values(), running.values(), 1 / (n + 1))
-        s_ahead = judge(self.score, ahead, "the look-ahead average")
-        if s_running > s_ahead and s_running > best:
-            self._take_(running, Decision("hard", s_running, s_ahead, 1))
-        elif s_ahead > best:
-            self._take_(ahead, Decision("soft", s_running, s_ahead, n + 1))
+        digest = _digest(running)
+        again = not anywhere(digest != self._digest, running)
+        if not self.trace:
+            shown = self._judge(running, "the running weights")
+            return self._take_(running, shown, shown, digest, Decision("first", _mean(shown), None, 1))
+        if again and not self.trace[-1].accepted and rule.rolls_back and not rule.scores_average_anew:
+            return self.trace.append(self.trace[-1])  # the same average, the same weights
+        kept = self._judge(average, "the average") if rule.scores_average_anew else self._values
+        if again:
+            shown = self._shown
         else:
-            self.trace.append(Decision("reject", s_running, s_ahead, n))
+            shown = kept if _same(running, average) else self._judge(running, "the running weights")
+        s_running, best = _mean(shown), _mean(kept)
+        if rule.hard == "beats average" and s_running > best:
+            return self._take_(running, shown, shown, digest, Decision("hard", s_running, None, 1))
+        if n == 0:
+            ahead, looked = running, shown
+        else:
+            ahead = clone_of(average)
+            lerp_(ahead.values(), running.values(), 1 / (n + 1))
+            looked = kept if _same(ahead, average) else self._judge(ahead, "the look-ahead average")
+        s_ahead = _mean(looked)
+        better = None
+        if rule.hard == "beats both" and s_running > s_ahead and s_running > best:
+            better = self._favour(shown, kept)
+            if self._enough(better):
+                decision = Decision("hard", s_running, s_ahead, rule.count_after_hard, better)
+                return self._take_(running, shown, shown, digest, decision)
+        if s_ahead > best or (rule.ties and s_ahead == best):
+            better = self._favour(looked, kept)
+            if self._enough(better):
+                return self._take_(ahead, looked, shown, digest, Decision("soft", s_running, s_ahead, n + 1, better))
+        decision = Decision("reject", s_running, s_ahead, n, better)
+        if not rule.rolls_back:
+            return self._take_(ahead, looked, shown, digest, decision)
+        self._shown, self._digest = shown, digest
+        self.trace.append(decision)
 
-    def _take_(self, weights: dict[str, Tensor], decision: Decision) -> None:
+    def _judge(self, weights: Weights, what: str) -> list[float]:
+        if self.level is None:
+            return [judge(cast(Score, self.score), weights, what)]
+        values: list[float] = judge_each(cast(EachScore, self.score), weights, what).tolist()
+        if self._values and len(values) != len(self._values):
+            raise ValueError(
+                f"the score of {what} has {len(values)} values, that of the average {len(self._values)}; nothing is "
+                "changed: score the same examples at every update"
+            )
+        return values
+
+    def _favour(self, new: list[float], kept: list[float]) -> float | None:
+        if self.level is None:
+            return None
+        generator = torch.Generator().manual_seed((self._key + self.count) % 2**63)
+        difference = torch.tensor(new, dtype=torch.float64) - torch.tensor(kept, dtype=torch.float64)
+        return favour(difference, resamples=self.resamples, generator=generator)
+
+    def _enough(self, share: float | None) -> bool:
+        return share is None or self.level is None or share >= self.level
+
+    def _take_(
+        self, weights: dict[str, Tensor], values: list[float], shown: list[float], digest: str, decision: Decision
+    ) -> None:
         for name, tensor in self._slots["average"].items():
             tensor.copy_(weights[name])
+        self._values, self._shown, self._digest = values, shown, digest
         self.trace.append(decision)
 
     def mean(self) -> dict[str, Tensor]:
         self._need()
         return clone_of(self._slots["average"])
+
+
+def _mean(values: list[float]) -> float:
+    return values[0] if len(values) == 1 else math.fsum(values) / len(values)
+
+
+def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    differ = not all(torch.equal(local(tensor), local(other[name])) for name, tensor in one.items())
+    return not anywhere(differ, one)
+
+
+def _digest(weights: dict[str, Tensor]) -> str:
+    """A name for these numbers, so that they are known when they come again; of shards, for those held here."""
+    found = hashlib.blake2b(digest_size=16)
+    for tensor in weights.values():
+        found.update(local(tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
