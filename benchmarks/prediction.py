@@ -5,11 +5,12 @@ a head, under PEFT) on real comments (`insults`), at most 48 tokens, texts in th
 weights; a convolutional network at 3x32x32. Draws lie in memory, so that no posterior's sampling is in the time.
 
 Contenders: S plain forward passes of the model as it stands, nothing loaded and nothing summed (what S draws cost at
-least without a plan); the model with the adapters folded in by hand, plain passes too; PEFT's loops (one adapter, its
-state set for each draw; S adapters loaded, one made active for each draw); `load_state_dict` and a forward pass for
-each draw, averaging what `predict` averages (mean, variance, entropies, in float64; the others keep the mean only);
-torch-uncertainty's way, S copies of the model. Where probabilities are averaged, this is in the time. Every
-answer must be that of the `load_state_dict` loop within 1e-6 before anything is timed.
+least without a plan); PEFT's loops (one adapter, its state set for each draw; S adapters loaded, one made active for
+each draw); `load_state_dict` and a forward pass for each draw, averaging what `predict` averages (mean, variance,
+entropies, in float64, checked to be finite), and the same for the mean alone in float32, as the PEFT loops do too;
+torch-uncertainty's way, S copies of the model. Every answer must be the `load_state_dict` loop's within 1e-6.
+
+`--only text32`, `sorted`, `text1`, `head`, `mlp` or `cnn` runs one section and writes to runs/, not to results/.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from harness import Row, arguments, compare, peak_extra, peer, write
+from harness import _STATE, ROOT, Row, arguments, compare, peak_extra, peer, write
 from torch import Tensor, nn
 
 from lowland import Mixture, predict
@@ -200,62 +201,71 @@ def copies(model: nn.Module, draws: Sequence[Weights], batches: Sequence[Any]) -
     return run, ""
 
 
-def small(name: str, model: nn.Module, batches: list[Tensor], rounds: int) -> tuple[list[Row], str, str]:
-    draws = draws_around(model, lambda name: True)
+Tables = dict[str, list[Row]]
+Check = tuple[str, str, str, bool]
 
-    def naive() -> Tensor:
-        return averaged_with_spread(model, batches, lambda s: model.load_state_dict(draws[s], strict=False))
 
-    before = copy.deepcopy(model.state_dict())
-    wanted = naive()
-    model.load_state_dict(before)
-    answers: dict[str, Callable[[], Tensor]] = {
-        "lowland predict": lambda: ours(model, draws, batches),
-        "lowland, its plain loop": lambda: ours(model, draws, batches, plan="loop"),
-    }
-    theirs, trouble = copies(model, draws, batches)
-    if not trouble:
-        answers["torch-uncertainty, copies of the model"] = theirs
-    far = must_agree(answers, wanted)
-    timed: dict[str, Callable[[], object]] = {"naive load_state_dict": naive, **answers}
-    timed["30 plain forwards"] = lambda: plain(model, batches)
-    rows = compare(timed, baseline="naive load_state_dict", rounds=rounds)
-    plan = plan_of(model, draws, batches)
-    return rows, plan, f"{name}: plan {plan}, answers within {far:.1e}." + (f" {trouble}" if trouble else "")
+class Report:
+    """What the sections found."""
+
+    def __init__(self, quick: bool) -> None:
+        self.rounds = 2 if quick else 4
+        self.tables: Tables = {}
+        self.notes: list[str] = []
+        self.checks: list[Check] = []
+
+    def most(self, claim: str, rows: Sequence[Row], name: str, limit: float) -> None:
+        got = row(rows, name).ratio or 0.0
+        self.checks.append((claim, f"<= {limit}x", f"{got:.3f}x", got <= limit))
+
+    def speed(self, claim: str, rows: Sequence[Row], slow: str, fast: str) -> None:
+        got = row(rows, slow).over(row(rows, fast))
+        self.checks.append((claim, ">= 0.98x its speed", f"{got:.2f}x", got >= 0.98))
 
 
 def row(rows: Sequence[Row], name: str) -> Row:
-    return next(one for one in rows if one.name.startswith(name))
+    return next(one for one in rows if one.name == name)
 
 
-def main() -> None:
-    options = arguments(__doc__)
-    rounds = 2 if options.quick else 3
-    text, tables, notes, checks = Text(), {}, [], []
-
-    # 32 texts a batch.
-    batches = text.batches(32, 2 if options.quick else 3)
-    wanted = averaged(text.model, batches, text.loaded)
-    far = must_agree({"predict": lambda: ours(text.model, text.draws, batches)}, wanted)
+def text_32(text: Text, report: Report, name: str, batches: list[Any]) -> None:
+    """Each contender takes many seconds: two rounds, and answers are compared in the timed calls."""
+    answers: dict[str, Tensor] = {}
+    wanted = averaged(text.model, batches[:1], text.loaded)  # of one batch, as each takes many seconds
     text.adapted.write(text.draws[0])
+    plans: list[str] = []
+
+    def predicted() -> None:
+        found = predict(text.model, Mixture(text.draws), batches)
+        plans.append(found.plan)
+        answers["ours"] = found.probs[: len(wanted)]
+
     rows = compare(
         {
-            "lowland predict": lambda: ours(text.model, text.draws, batches),
+            "lowland predict": predicted,
             "30 plain forwards": lambda: plain(text.model, batches),
-            "30 plain forwards, adapters folded in by hand": lambda: plain(text.adapted.merged, batches),
         },
         baseline="30 plain forwards",
-        rounds=rounds,
+        rounds=2,
         calls=1,
     )
-    tables[f"Adapters, {len(batches)} batches of 32 texts"] = rows
+    far = must_agree({"predict": lambda: answers["ours"]}, wanted)
+    lengths = ", ".join(str(batch["input_ids"].shape[1]) for batch in batches)
+    report.tables[f"Adapters, batches of 32 texts {name}"] = rows
+    plan = ", ".join(plans)
+    report.notes.append(f"Batches of 32 texts {name}: {lengths} tokens long, plans {plan}, answers within {far:.1e}.")
+    report.most(f"S = 30 at batch 32, texts {name}, beside 30 plain forward passes", rows, "lowland predict", 1.05)
 
-    notes.append(f"Batches of 32 texts: plan {plan_of(text.model, text.draws, batches)}, answers within {far:.1e}.")
-    got = row(rows, "lowland").ratio or 0.0
-    checks.append(("S = 30 at batch 32 beside 30 plain forward passes", "<= 1.05x", f"{got:.3f}x", got <= 1.05))
 
-    # One text a batch.
-    batches = text.batches(1, 2 if options.quick else 4)
+def folded(text: Text, report: Report) -> None:
+    batches = text.batches(32, 2)
+    timed = {"adapters beside the layers": text.model, "adapters folded in by hand": text.adapted.merged}
+    passes = {name: (lambda model=model: plain(model, batches, 1)) for name, model in timed.items()}
+    rows = compare(passes, baseline="adapters beside the layers", rounds=report.rounds, calls=1)
+    report.tables["One plain pass over 2 batches of 32 texts"] = rows
+
+
+def text_1(text: Text, report: Report, count: int) -> None:
+    batches = text.batches(1, count)
     wanted = averaged(text.model, batches, text.loaded)
     answers = {
         "PEFT, set_peft_model_state_dict": lambda: averaged(text.model, batches, text.set_state),
@@ -264,60 +274,99 @@ def main() -> None:
     }
     far = must_agree(answers, wanted)
     timed = {**answers, "30 plain forwards": lambda: plain(text.model, batches)}
-    rows = compare(timed, baseline="lowland predict", rounds=rounds, calls=1)
-    tables[f"Adapters, {len(batches)} batches of one text"] = rows
-    notes.append(f"One text: plan {plan_of(text.model, text.draws, batches)}, answers within {far:.1e}.")
-    got = min(one.ratio or 0.0 for one in rows if one.name.startswith("PEFT"))
-    checks.append(("batch 1 beside the faster of PEFT's loops", ">= 2.5x faster", f"{got:.2f}x", got >= 2.5))
-    single = text.batches(1, 1)
-    one_request = {
-        "PEFT, set_peft_model_state_dict": lambda: averaged(text.model, single, text.set_state),
-        "PEFT, S adapters, set_adapter": lambda: averaged(text.many, single, text.active),
-        "lowland predict": lambda: ours(text.model, text.draws, single),
-    }
-    tables["Adapters, one text in all"] = compare(one_request, baseline="lowland predict", rounds=rounds, calls=1)
+    rows = compare(timed, baseline="lowland predict", rounds=report.rounds, calls=1)
+    what = "4 batches of one text" if count == 4 else "one text in all"
+    report.tables[f"Adapters, {what}"] = rows
+    report.notes.append(f"{what}: plan {plan_of(text.model, text.draws, batches)}, answers within {far:.1e}.")
+    for one in rows:
+        if one.name.startswith("PEFT"):
+            got = one.ratio or 0.0
+            claim = f"{what}, beside {one.name}"
+            report.checks.append((claim, ">= 2.5x faster", f"{got:.2f}x", got >= 2.5))
 
-    # The head alone is sampled.
-    batches = text.batches(32, 4 if options.quick else 16)
+
+def head(text: Text, report: Report) -> None:
+    batches = text.batches(32, 12)
     put = lambda s: text.model.load_state_dict(text.heads[s], strict=False)  # noqa: E731
-    far = must_agree(
-        {"predict": lambda: ours(text.model, text.heads, batches[:2])}, averaged(text.model, batches[:2], put)
-    )
+    few = [text.tokens.batch(range(start, start + 4)) for start in range(0, 32, 4)]
+    far = must_agree({"predict": lambda: ours(text.model, text.heads, few)}, averaged(text.model, few, put))
     rows = compare(
         {
             "lowland predict, S = 30 heads": lambda: ours(text.model, text.heads, batches),
             "1 plain forward": lambda: plain(text.model, batches, 1),
         },
         baseline="1 plain forward",
-        rounds=rounds,
+        rounds=report.rounds,
         calls=1,
     )
-    tables[f"Head-only posterior, {len(batches)} batches of 32 texts"] = rows
-    notes.append(f"Head only: plan {plan_of(text.model, text.heads, batches)}, answers within {far:.1e}.")
-    got = row(rows, "lowland").ratio or 0.0
-    checks.append(("head-only posterior, S = 30, beside one forward pass", "<= 1.3x", f"{got:.2f}x", got <= 1.3))
+    report.tables[f"Head-only posterior, {len(batches)} batches of 32 texts"] = rows
+    report.notes.append(
+        f"Head only: plan {plan_of(text.model, text.heads, batches)}; answers for 8 batches of 4 within {far:.1e}."
+    )
+    report.most("head-only posterior, S = 30, beside one forward pass", rows, "lowland predict, S = 30 heads", 1.3)
 
-    # Small models.
-    generator = torch.Generator().manual_seed(2)
-    for size, count in ((1, 64), (32, 16), (512, 4)):
-        inputs = [torch.randn(size, 784, generator=generator) for _ in range(count)]
-        rows, _, note = small(f"MLP, batch {size}", mlp(), inputs, rounds)
-        tables[f"MLP of 270k weights, {count} batches of {size}"] = rows
-        notes.append(note)
-        got = 1 / (row(rows, "lowland predict").ratio or 1.0)
-        checks.append((f"MLP, batch {size}, beside the naive loop", ">= 0.98x its speed", f"{got:.2f}x", got >= 0.98))
-    images = [torch.randn(32, 3, 32, 32, generator=generator) for _ in range(2)]
-    rows, _, note = small("CNN, batch 32", cnn(), images, max(2, rounds - 2))
-    tables["CNN, 2 batches of 32 images"] = rows
-    notes.append(note)
-    got = 1 / (row(rows, "lowland predict").ratio or 1.0)
-    checks.append(("CNN, batch 32, beside the naive loop", ">= 0.98x its speed", f"{got:.2f}x", got >= 0.98))
 
-    model, inputs = mlp(), [torch.randn(1, 784, generator=generator) for _ in range(64)]
+def small(report: Report, name: str, model: nn.Module, batches: list[Tensor]) -> None:
     draws = draws_around(model, lambda name: True)
-    extra = peak_extra(lambda: ours(model, draws, inputs))
-    notes.append(f"Memory that predict adds for the MLP, S = 30 draws of 1.1 MB held together: {extra / 1e6:.0f} MB.")
-    write("prediction", "Predictions averaged over 30 draws", tables, notes, checks, packages=("peft", "transformers"))
+    put = lambda s: model.load_state_dict(draws[s], strict=False)  # noqa: E731
+    before = copy.deepcopy(model.state_dict())
+    wanted = averaged_with_spread(model, batches, put)
+    model.load_state_dict(before)
+    answers: dict[str, Callable[[], Tensor]] = {
+        "lowland predict": lambda: ours(model, draws, batches),
+        "lowland, its plain loop": lambda: ours(model, draws, batches, plan="loop"),
+        "naive loop": lambda: averaged_with_spread(model, batches, put),
+        "naive loop, mean only, float32": lambda: averaged(model, batches, put),
+    }
+    theirs, trouble = copies(model, draws, batches)
+    if not trouble:
+        answers["torch-uncertainty, copies of the model, mean only"] = theirs
+    far = must_agree(answers, wanted)
+    timed: dict[str, Callable[[], object]] = {**answers, "30 plain forwards": lambda: plain(model, batches)}
+    rows = compare(timed, baseline="naive loop", rounds=report.rounds)
+    report.tables[name] = rows
+    report.notes.append(f"{name}: plan {plan_of(model, draws, batches)}, answers within {far:.1e}. {trouble}".strip())
+    report.speed(f"{name}, beside the naive loop", rows, "naive loop", "lowland predict")
+    report.speed(
+        f"{name}, beside the naive loop for the mean only", rows, "naive loop, mean only, float32", "lowland predict"
+    )
+
+
+def main() -> None:
+    options = arguments(__doc__, only="")
+    only = options.only
+    report = Report(options.quick)
+    text = None if only in ("mlp", "cnn") else Text()
+    if text is not None and only in ("", "text32"):
+        text_32(text, report, "in the order of the file", text.batches(32, 2))
+        folded(text, report)
+    if text is not None and only in ("", "sorted"):
+        ranked = sorted(range(1024), key=lambda at: text.tokens.batch([at])["input_ids"].shape[1])
+        starts = (0, 400)
+        text_32(text, report, "sorted by length", [text.tokens.batch(ranked[start : start + 32]) for start in starts])
+    if text is not None and only in ("", "text1"):
+        text_1(text, report, 1)
+        text_1(text, report, 4)
+    if text is not None and only in ("", "head"):
+        head(text, report)
+    generator = torch.Generator().manual_seed(2)
+    if only in ("", "mlp"):
+        for size, count in ((1, 1), (1, 64), (32, 16), (512, 4)):
+            inputs = [torch.randn(size, 784, generator=generator) for _ in range(count)]
+            many = f"{count} batches" if count > 1 else "one batch"
+            small(report, f"MLP of 270k weights, {many} of {size}", mlp(), inputs)
+        model, inputs = mlp(), [torch.randn(1, 784, generator=generator) for _ in range(64)]
+        draws = draws_around(model, lambda name: True)
+        extra = peak_extra(lambda: ours(model, draws, inputs))
+        report.notes.append(f"Memory that predict adds for the MLP, 64 batches of 1: {extra / 1e6:.0f} MB.")
+    if only in ("", "cnn"):
+        images = [torch.randn(32, 3, 32, 32, generator=generator) for _ in range(2)]
+        small(report, "CNN, 2 batches of 32 images", cnn(), images)
+    name = "prediction" if not only else f"prediction-{only}"
+    if only and not options.out:
+        _STATE["out"] = ROOT / "runs" / "bench-quick"
+    packages = ("peft", "transformers", "torch-uncertainty")
+    write(name, "Predictions averaged over 30 draws", report.tables, report.notes, report.checks, packages=packages)
 
 
 if __name__ == "__main__":

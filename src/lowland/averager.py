@@ -422,6 +422,8 @@ def members_of(posterior: Drawable) -> Sequence[Weights] | None:
     >>> members_of({"w": torch.zeros(1)})
     [{'w': tensor([0.])}]
     """
+    if type(posterior) is dict:  # before the protocols, whose checks take as long as a small model's forward pass
+        return [dict(posterior)]
     if isinstance(posterior, Finite):
         return posterior.members()
     if isinstance(posterior, Posterior):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from math import isfinite
 from typing import Literal, TypeVar, overload
 
 import torch
@@ -213,11 +214,12 @@ def _draw(weights: Weights, number: int, model: nn.Module, refresh: Refresh | No
 
 
 def _surely_finite(weights: Weights) -> bool:
-    """Whether all sums are finite: an infinity or NaN would show. Finite values may also overflow."""
-    sums = [tensor.detach().sum() for tensor in weights.values() if tensor.is_floating_point()]
-    if any(type(total) is not Tensor or total.device != sums[0].device for total in sums):
-        return False
-    return not sums or bool(torch.stack([total.double() for total in sums]).isfinite().all())
+    """Whether all tensors lie on the CPU and have finite sums: an infinity or NaN would show, and so may overflow."""
+    return all(
+        type(tensor) in (Tensor, nn.Parameter) and tensor.is_cpu and isfinite(float(tensor.detach().sum()))
+        for tensor in weights.values()
+        if tensor.is_floating_point()
+    )
 
 
 def _with_statistics(weights: Weights, model: nn.Module, refresh: Refresh, errors: list[float]) -> Weights:

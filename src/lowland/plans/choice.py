@@ -170,7 +170,9 @@ class Choice:
         model, own = self.passes.model, self.passes.places.bytes
         shared = sum(p.numel() * p.element_size() for p in model.parameters()) > 2 * own
         layers = sum(1 for module in model.modules() if next(module.children(), None) is None)
-        return shared or min(self.times.values()) < CALL * layers
+        # The loop reads a draw's own weights from the cache in all batches but the first; a pass must as well.
+        cached = own * self.held.capacity <= TRIED
+        return shared or (cached and min(self.times.values()) < CALL * layers)
 
     def _try_merged(self, batch: Any) -> None:
         passes = self.passes

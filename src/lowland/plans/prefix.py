@@ -73,6 +73,7 @@ class Memo:
         self._calls: Counter[int] = Counter()
         self._entries: dict[Key, _Entry] = {}
         self._running: list[Key] = []
+        self._memory: dict[int, set[int]] = {}
         self._bytes = 0
 
     def forget(self) -> None:
@@ -192,7 +193,7 @@ class Memo:
         except Opaque:
             self._banned.add(key)
             return output
-        known = {t.untyped_storage().data_ptr() for t in (*given, *self._own(key))}
+        known = {t.untyped_storage().data_ptr() for t in given} | self._own(key[0])
         written = any(t._version != version for t, version in zip(given, before, strict=True))
         if written or any(type(t) is not Tensor or t.untyped_storage().data_ptr() in known for t in made):
             self._banned.add(key)
@@ -206,9 +207,13 @@ class Memo:
         self._entries[key] = _Entry(held, kept)
         return output
 
-    def _own(self, key: Key) -> Iterable[Tensor]:
-        module = self.modules[key[0]]
-        return (*module.parameters(), *module.buffers())
+    def _own(self, number: int) -> set[int]:
+        """Where the memory of a module's own tensors begins; no draw moves them."""
+        if number not in self._memory:
+            module = self.modules[number]
+            own = (*module.parameters(), *module.buffers())
+            self._memory[number] = {t.untyped_storage().data_ptr() for t in own}
+        return self._memory[number]
 
 
 class _Differs(Exception):
