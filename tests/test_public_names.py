@@ -19,7 +19,7 @@ PUBLIC = {
 SUBMODULES = {
     *("weights", "averager", "moments"),
     *("swa", "ema", "snapshots", "swag", "aswa", "mixture", "soup", "cycles"),
-    *("batchnorm", "control_variate", "predict", "calibration", "files"),
+    *("batchnorm", "control_variate", "predict", "calibration", "files", "landscape"),
     *("profiles", "records", "retroactive", "recorder"),
 }
 

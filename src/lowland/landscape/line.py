@@ -1,0 +1,37 @@
+"""The straight line between two sets of weights.
+
+    w(t) = (1 - t) a + t b
+
+Goodfellow, Vinyals, Saxe 2015, arXiv:1412.6544. Two solutions whose line has no barrier can be averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..weights import Weights
+from .walk import Measure, Walk, evenly, walk
+
+
+def line(a: Weights, b: Weights, measure: Measure, *, points: int | Sequence[float] = 61) -> Walk:
+    """Measure the straight line from `a` to `b`.
+
+    A model with BatchNorm wants its statistics refreshed inside the measure, as `measured` does.
+
+    Args:
+        measure: takes weights and returns a number that is better when lower, or several by name.
+        points: how many places from t = 0 to t = 1, or the places themselves. These may lie beyond the ends, as
+            `[-0.5, 0, 0.5, 1, 1.5]` do; a barrier is told between 0 and 1 alone.
+
+    Raises:
+        ValueError: the two differ in names or shapes, or an argument is none of those above.
+
+    Example:
+        >>> import torch
+        >>> a, b = {"w": torch.tensor([-1.0])}, {"w": torch.tensor([1.0])}
+        >>> found = line(a, b, lambda weights: (weights["w"].item() ** 2 - 1) ** 2, points=5)  # two valleys
+        >>> found.values["loss"], found.barrier()
+        ((0.0, 0.5625, 1.0, 0.5625, 0.0), 1.0)
+    """
+    places = evenly(points) if isinstance(points, int) else [float(t) for t in points]
+    return walk([a, b], lambda t: (1 - t, t), measure, places)
