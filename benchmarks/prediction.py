@@ -336,19 +336,27 @@ def main() -> None:
     options = arguments(__doc__, only="")
     only = options.only
     report = Report(options.quick)
+    if only and not options.out:
+        _STATE["out"] = ROOT / "runs" / "bench-quick"
+
+    def done() -> None:
+        """Write what is measured so far: a run that is stopped keeps its finished sections."""
+        name = "prediction" if not only else f"prediction-{only}"
+        packages = ("peft", "transformers", "torch-uncertainty")
+        write(name, "Predictions averaged over 30 draws", report.tables, report.notes, report.checks, packages=packages)
+
     text = None if only in ("mlp", "cnn") else Text()
-    if text is not None and only in ("", "text32"):
-        text_32(text, report, "in the order of the file", text.batches(32, 2))
-        folded(text, report)
-    if text is not None and only in ("", "sorted"):
-        ranked = sorted(range(1024), key=lambda at: text.tokens.batch([at])["input_ids"].shape[1])
-        starts = (0, 400)
-        text_32(text, report, "sorted by length", [text.tokens.batch(ranked[start : start + 32]) for start in starts])
     if text is not None and only in ("", "text1"):
         text_1(text, report, 1)
         text_1(text, report, 4)
+        done()
     if text is not None and only in ("", "head"):
         head(text, report)
+        done()
+    if text is not None and only in ("", "text32"):
+        text_32(text, report, "in the order of the file", text.batches(32, 2))
+        folded(text, report)
+        done()
     generator = torch.Generator().manual_seed(2)
     if only in ("", "mlp"):
         for size, count in ((1, 1), (1, 64), (32, 16), (512, 4)):
@@ -359,14 +367,16 @@ def main() -> None:
         draws = draws_around(model, lambda name: True)
         extra = peak_extra(lambda: ours(model, draws, inputs))
         report.notes.append(f"Memory that predict adds for the MLP, 64 batches of 1: {extra / 1e6:.0f} MB.")
+        done()
     if only in ("", "cnn"):
         images = [torch.randn(32, 3, 32, 32, generator=generator) for _ in range(2)]
         small(report, "CNN, 2 batches of 32 images", cnn(), images)
-    name = "prediction" if not only else f"prediction-{only}"
-    if only and not options.out:
-        _STATE["out"] = ROOT / "runs" / "bench-quick"
-    packages = ("peft", "transformers", "torch-uncertainty")
-    write(name, "Predictions averaged over 30 draws", report.tables, report.notes, report.checks, packages=packages)
+        done()
+    if text is not None and only in ("", "sorted"):
+        ranked = sorted(range(1024), key=lambda at: text.tokens.batch([at])["input_ids"].shape[1])
+        starts = (0, 400)
+        text_32(text, report, "sorted by length", [text.tokens.batch(ranked[start : start + 32]) for start in starts])
+        done()
 
 
 if __name__ == "__main__":
