@@ -219,9 +219,9 @@ def test_one_step_by_hand(kind: Kind) -> None:
 
 def test_a_quadratic_has_a_known_best_curve() -> None:
     # The expectation over t is quadratic in the free point: theta = 5/2 c - 3/4 (a + b), with c = 3 / (1 + wd).
-    rate = swa_linear(2000, 0.01)
+    rate = swa_linear(1200, 0.01)
     curve, training = quadratic(1.0, 2.0, weight_decay=0.5, optimizer=partial(torch.optim.SGD, lr=0.5), schedule=rate)
-    for _ in range(2000):
+    for _ in range(1200):
         training.step(torch.empty(0))
     # Near the end the spread of the free point is about sqrt(rate) of that of one gradient: below 0.02.
     assert curve.points[1]["weight"].item() == pytest.approx(2.5 * 3 / 1.5 - 0.75 * 3.0, abs=0.08)
