@@ -21,6 +21,7 @@ SUBMODULES = {
     *("swa", "ema", "snapshots", "swag", "aswa", "mixture", "soup", "cycles"),
     *("batchnorm", "control_variate", "predict", "calibration", "files", "landscape"),
     *("profiles", "records", "retroactive", "recorder"),
+    "doctor",
 }
 
 

@@ -30,12 +30,7 @@ class Scorer:
     """
 
     def __init__(self, command: str, plan: Plan, lower_is_better: bool, *, restart: bool = False) -> None:
-        if "{}" not in command:
-            raise ValueError(f"--score wants {{}} where the candidate's path goes, got {command!r}")
-        try:
-            self.words = shlex.split(command)
-        except ValueError as error:
-            raise ValueError(f"--score cannot be split into words ({error}): {command!r}") from None
+        self.words = words_of(command)
         self.plan, self.sign = plan, -1.0 if lower_is_better else 1.0
         self.folder = plan.target.parent / f".{plan.target.name}.soup"
         self.file = self.folder / "scores.json"
@@ -52,7 +47,7 @@ class Scorer:
         key = json.dumps([self.words, [self.plan.settings["inputs"][place] for place in members]])
         if key not in self.scores:
             chosen = [self.plan.checkpoints[place] for place in members]
-            value = self._run(chosen[0].path) if len(members) == 1 else self._candidate(members)
+            value = ask(self.words, chosen[0].path) if len(members) == 1 else self._candidate(members)
             self.folder.mkdir(exist_ok=True)
             self.scores[key] = value
             part = self.file.with_suffix(".new")
@@ -80,21 +75,41 @@ class Scorer:
         with screen.byte_bar(f"soup of {len(members)}", plan.bytes_read + plan.bytes_written) as report:
             path = plan.run(report, restart=True)
         try:
-            return self._run(path)
+            return ask(self.words, path)
         finally:
             shutil.rmtree(home)
 
-    def _run(self, path: Path) -> float:
-        words = [word.replace("{}", str(path)) for word in self.words]
-        try:
-            done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
-        except OSError as error:
-            raise RuntimeError(f"the score command cannot be run ({error}): {shlex.join(words)}") from None
-        if done.returncode:
-            raise RuntimeError(f"the score command failed with exit code {done.returncode}: {shlex.join(words)}")
-        numbers = _NUMBER.findall(done.stdout)
-        value = float(numbers[-1]) if numbers else math.nan
-        if math.isnan(value):
-            last = (done.stdout.split("\n") or [""])[-2:]
-            raise RuntimeError(f"the score command printed no number at its end but {last}: {shlex.join(words)}")
-        return value
+
+def words_of(command: str) -> list[str]:
+    """Return the words of a score command.
+
+    Raises:
+        ValueError: the command has no `{}`, or is not to be parsed.
+    """
+    if "{}" not in command:
+        raise ValueError(f"--score wants {{}} where the candidate's path goes, got {command!r}")
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise ValueError(f"--score cannot be split into words ({error}): {command!r}") from None
+
+
+def ask(command: Sequence[str], path: Path) -> float:
+    """Return the last number that the command prints about the checkpoint at `path`.
+
+    Raises:
+        RuntimeError: the command failed, or printed no number.
+    """
+    words = [word.replace("{}", str(path)) for word in command]
+    try:
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+    except OSError as error:
+        raise RuntimeError(f"the score command cannot be run ({error}): {shlex.join(words)}") from None
+    if done.returncode:
+        raise RuntimeError(f"the score command failed with exit code {done.returncode}: {shlex.join(words)}")
+    numbers = _NUMBER.findall(done.stdout)
+    value = float(numbers[-1]) if numbers else math.nan
+    if math.isnan(value):
+        last = (done.stdout.split("\n") or [""])[-2:]
+        raise RuntimeError(f"the score command printed no number at its end but {last}: {shlex.join(words)}")
+    return value
