@@ -504,7 +504,7 @@ def test_a_gated_score_of_a_wrong_kind_changes_nothing(values: object, error: ty
     [
         ({"level": 0.4}, "level must lie in .0.5, 1., got 0.4"),
         ({"level": 1.0}, "level must lie in"),
-        ({"rule": "dicee-older"}, "level=0.95 is for the paper's rule"),
+        ({"rule": "dicee-older"}, "level=0.95 is for rule=.paper."),
         ({"resamples": 0}, "resamples must be a whole number of at least 1, got 0"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from . import checkpoints, doctor, screen, text
+from . import checkpoints, doctor, schedule, screen, text
 
 app = typer.Typer(
     add_completion=False,
@@ -26,6 +26,7 @@ app.command()(checkpoints.soup)
 app.command()(checkpoints.posterior)
 app.command()(checkpoints.sample)
 app.command()(checkpoints.info)
+app.command()(schedule.schedule)
 app.command()(doctor.doctor)
 
 _debug = False
