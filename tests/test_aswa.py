@@ -262,16 +262,6 @@ def test_what_has_a_score_is_not_scored_again() -> None:
         assert (decision.action, decision.averaged) == (action, n)
 
 
-def test_weights_shown_before_a_stop_are_not_scored_after_it(tmp_path: Path) -> None:
-    average, _ = counted([4.0, 20.0])
-    lowland.save(average, tmp_path / "aswa.safetensors")
-    asked: list[float] = []
-    again = lowland.load(tmp_path / "aswa.safetensors", score=average.score)
-    again.score = lambda weights: asked.append(weights["w"].item()) or near_five(weights)
-    again.update({"w": torch.tensor(20.0, dtype=torch.float64)})
-    assert (again.count, asked, again.trace[-1]) == (3, [], average.trace[-1])
-
-
 def test_a_look_ahead_that_is_the_running_model_is_scored_once() -> None:
     asked: list[float] = []
     average = ASWA(

@@ -137,8 +137,7 @@ class ASWA(Averager):
     def _scalars(self) -> Settings:
         # Flat lists of plain values: a list of records would be taken apart by sharded checkpoints.
         columns = {field: [getattr(decision, field) for decision in self.trace] for field in Decision._fields}
-        values = {"values": list(self._values), "shown": list(self._shown)}
-        return {**columns, **values, "digest": self._digest, "key": self._key}
+        return {**columns, "values": list(self._values), "key": self._key}
 
     def _set_scalars(self, scalars: Settings) -> None:
         columns = {field: list(scalars.get(field, ())) for field in Decision._fields}
@@ -150,7 +149,7 @@ class ASWA(Averager):
         taken = next((decision for decision in reversed(trace) if decision.accepted), None)
         known = [] if taken is None else [taken.ahead if taken.action == "soft" else taken.running]
         self._values = list(scalars.get("values", known))
-        self._shown, self._digest = list(scalars.get("shown", ())), scalars.get("digest", "")
+        self._shown, self._digest = [], ""  # of one rank's shards: no part of a state that all ranks share
         self._key = scalars.get("key", self._key)
         self.trace = trace
 
