@@ -160,18 +160,39 @@ class AveragingCallback(Callback):
             self._buffers = (self.averager.count, changed)
         return self._buffers[1]
 
-    def _swap_in(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _swap_in(self, pl_module: LightningModule) -> None:
         self._swap_out()
         if self.evaluate and self.averager.count:
             self._swapped.enter_context(self.applied(pl_module))
             self._is_swapped = True
 
-    def _swap_out(self, *ignored: Any) -> None:
+    def _swap_out(self) -> None:
         self._is_swapped = False
         self._swapped.close()
 
-    on_validation_start = on_test_start = on_predict_start = _swap_in
-    on_validation_end = on_test_end = on_predict_end = _swap_out
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average in."""
+        self._swap_in(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the raw weights back."""
+        self._swap_out()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average in."""
+        self._swap_in(pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the raw weights back."""
+        self._swap_out()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average in."""
+        self._swap_in(pl_module)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the raw weights back."""
+        self._swap_out()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put the raw weights back."""
@@ -210,7 +231,7 @@ class AveragingCallback(Callback):
             averaged = _copies(pl_module)
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **averaged}
         if swapped:
-            self._swap_in(trainer, pl_module)
+            self._swap_in(pl_module)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Give the module the raw weights to go on with; for a test or a prediction the averaged ones stay.

@@ -155,7 +155,7 @@ def to_averaged_model(averager: Averager, model: nn.Module, **given: Any) -> Ave
     """
     if not {"avg_fn", "multi_avg_fn"} & set(given):
         if isinstance(averager, EMA) and isinstance(averager.decay, float):
-            given["multi_avg_fn"] = get_ema_multi_avg_fn(averager.decay)
+            given["multi_avg_fn"] = get_ema_multi_avg_fn(averager.decay)  # type: ignore[no-untyped-call]
         elif isinstance(averager, Function):
             given |= {"avg_fn": averager.avg_fn, "multi_avg_fn": averager.multi_avg_fn}
         elif not isinstance(averager, SWA):

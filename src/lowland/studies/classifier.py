@@ -81,7 +81,7 @@ class AdaptedClassifier:
         own = {id(linear.weight) for linear in linears} | {id(p) for p in head.parameters()}
         shared: dict[int, Any] = {id(p): p for p in classifier.parameters() if id(p) not in own}
         shared |= {id(b): b for b in classifier.buffers()}
-        self.merged = copy.deepcopy(classifier, shared).eval().requires_grad_(False)
+        self.merged: nn.Module = copy.deepcopy(classifier, shared).eval().requires_grad_(False)
         config = LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,  # type: ignore[arg-type]
@@ -100,6 +100,10 @@ class AdaptedClassifier:
         self.merged.to(device)
         self.frozen = [tensor.to(device) for tensor in self.frozen]
 
+    @property
+    def _head(self) -> nn.Linear:
+        return _linear(self.merged, "head")
+
     def reset(self, generator: torch.Generator, head: Weights | None = None) -> None:
         """Start afresh: A uniform as PEFT draws it, B zero, the head as given, or as torch draws it."""
         with torch.no_grad():
@@ -111,7 +115,7 @@ class AdaptedClassifier:
                 if head is not None and ".modules_to_save." in name:
                     tensor.copy_(head[own])
                     continue
-                fan_in = tensor.shape[-1] if tensor.ndim > 1 else self.merged.head.in_features
+                fan_in = tensor.shape[-1] if tensor.ndim > 1 else self._head.in_features
                 bound = 1 / math.sqrt(fan_in)
                 tensor.copy_(torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator))
 
@@ -123,7 +127,7 @@ class AdaptedClassifier:
             up = weights[f"{PREFIX}{path}.lora_B.default.weight"]  # (out, r)
             target = _linear(self.merged, path).weight
             torch.addmm(frozen, up.to(frozen.dtype), down.to(frozen.dtype), alpha=self.scaling, out=target.data)
-        for name, tensor in self.merged.head.named_parameters():
+        for name, tensor in self._head.named_parameters():
             tensor.copy_(weights[f"{PREFIX}head.modules_to_save.default.{name}"])
 
 

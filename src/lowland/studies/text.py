@@ -89,7 +89,8 @@ def read_study(folder: Path) -> TextStudy:
     Raises:
         ValueError: it holds none.
     """
-    return read_configured(folder, from_mapping)
+    study: TextStudy = read_configured(folder, from_mapping)
+    return study
 
 
 def read_configured(folder: Path, build: Callable[[dict[str, Any]], Any]) -> Any:

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
 Batch = dict[str, Tensor]
+
+
+class Corpus(Protocol):
+    """What training and predictions read: items of some length, in padded batches for a model."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def ids(self) -> list[list[int]]:
+        """The tokens of each item."""
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """Return the items `rows` as the model wants them."""
+
+    def batches(self, size: int) -> list[tuple[list[int], Batch]]:
+        """Return every item once, in batches, with their rows."""
 
 
 @dataclass

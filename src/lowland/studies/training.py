@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from .tokens import Batch, Buckets, Tokens
+from .tokens import Batch, Buckets, Corpus
 
 
 @dataclass
@@ -71,7 +71,7 @@ def sgd(model: nn.Module, rate: float, momentum: float) -> tuple[Any, Any]:
 
 def run_phase(
     model: nn.Module,
-    tokens: Tokens,
+    tokens: Corpus,
     labels: Sequence[int],
     optimisers: tuple[Any, Any],
     *,
@@ -158,7 +158,7 @@ def run_phase(
 
 @torch.inference_mode()
 def class_probabilities(
-    classifier: nn.Module, tokens: Tokens, batch_size: int, done: Callable[[int], None] | None = None
+    classifier: nn.Module, tokens: Corpus, batch_size: int, done: Callable[[int], None] | None = None
 ) -> Tensor:
     """Return probabilities (N, C) in float64 in the order of the texts; `done` hears how many texts are through."""
     device = next(classifier.parameters()).device

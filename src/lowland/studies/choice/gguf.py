@@ -41,7 +41,7 @@ def smollm2() -> Path:
     # A model that was read from GGUF calls itself quantised and refuses to be saved: a fresh one takes its weights.
     settings = model.config.to_dict()
     settings.pop("quantization_config", None)
-    plain = AutoModelForCausalLM.from_config(type(model.config).from_dict(settings))
+    plain = AutoModelForCausalLM.from_config(type(model.config).from_dict(settings))  # type: ignore[no-untyped-call]
     plain.load_state_dict(model.state_dict())
     home.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=home.parent, prefix=".smollm2-"))
