@@ -4,4 +4,9 @@
 function's place.
 """
 
+import importlib.util
+
 import lowland as lowland
+
+# The kernel of a GPU imports triton, which comes with torch's builds for CUDA.
+collect_ignore = [] if importlib.util.find_spec("triton") else ["src/lowland/kernels/draws_triton.py"]
