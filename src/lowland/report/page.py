@@ -37,7 +37,7 @@ def render(run: Run) -> str:
         titles=tables.TITLES,
         lower=tables.LOWER,
         metric_meanings=tables.METRIC_MEANINGS,
-        meanings=tables.MEANINGS,
+        meanings={method: tables.MEANINGS[method] for method in run.methods},
         verdict=[part.strip() for part in run.metrics["verdict"].partition(". ") if part.strip(". ")],
         rows=tables.results(run),
         overlap=tables.overlap_sentences(run),
@@ -45,6 +45,7 @@ def render(run: Run) -> str:
         differences=tables.differences(run),
         spread=tables.spread(run),
         shifted=tables.shifted(run),
+        things="questions" if "shifted" in run.metrics else "texts",
         groups={
             "uncertain": tables.uncertain(run.texts),
             "wrong": tables.confidently_wrong(run.texts),

@@ -100,7 +100,7 @@ def history(members: Sequence[Mapping[str, Any]], phase: str, top: float, branch
 
     `branch` is the share of the phase after which the other phase starts, drawn as a line.
     """
-    title = {"adamw": "AdamW phase", "swag": "SWAG phase (SGD)"}[phase]
+    title = {"adamw": "AdamW phase", "swag": "SWAG phase"}[phase]
     n = 60 if len(members) <= 5 else 20  # many members are told apart by their smoother lines only
 
     def draw(figure: Figure) -> None:
