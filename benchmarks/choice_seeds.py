@@ -131,10 +131,8 @@ def page(content: dict[str, Any]) -> str:
     ]
     for name, found in content["sets"].items():
         lines += [f"## {name}, n = {len(found['seeds'])} seeds ({', '.join(map(str, found['seeds']))})", ""]
-        lines += [
-            f"A run took {cell(found['minutes'], 1)} minutes by the clock, other work beside it. Mean ± standard deviation over seeds.",
-            "",
-        ]
+        lines += [f"A run took {cell(found['minutes'], 1)} minutes by the clock, other work beside it."]
+        lines += ["Mean ± standard deviation over seeds.", ""]
         lines += tables(found)
         for part, own in found["shifted"].items():
             lines += [f"### The same models on {part}", "", *tables(own)]
