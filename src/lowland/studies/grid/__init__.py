@@ -1,0 +1,1 @@
+"""A grid study: cells of data set, model and seed, each run once, then judged together over seeds and over pairs."""
