@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -118,20 +119,21 @@ def tables(found: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def page(content: dict[str, Any]) -> str:
-    about = content["machine"]
+def page(content: dict[str, Any], title: str, about: str) -> str:
+    on = content["machine"]
     lines = [
-        "# The choice study over seeds",
+        f"# {title}",
         "",
-        f"MiniLM on question-option pairs, {MEMBERS} members a seed. {content['date']}, {about['cpu']}, "
-        f"{about['cores']} cores, one thread a run, runs side by side. "
+        f"{about} {content['date']}, {on['cpu']}, "
+        f"{on['cores']} cores, one thread a run, other work beside it. "
         f"Versions: {', '.join(f'{k} {v}' for k, v in content['versions'].items())}. "
         f"Command: `{content['command']}`.",
         "",
     ]
     for name, found in content["sets"].items():
         lines += [f"## {name}, n = {len(found['seeds'])} seeds ({', '.join(map(str, found['seeds']))})", ""]
-        lines += [f"A run took {cell(found['minutes'], 1)} minutes by the clock, other work beside it."]
+        minutes = ", ".join(f"{value:.1f}" for value in found["minutes"]["values"])
+        lines += [f"Minutes by the clock, seed by seed: {minutes}."]
         lines += ["Mean ± standard deviation over seeds.", ""]
         lines += tables(found)
         for part, own in found["shifted"].items():
@@ -142,32 +144,43 @@ def page(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    wanted = sys.argv[1:] or [f"{name}-{seed}" for seed in SEEDS for name in SETS]
-    for one in wanted:
-        name, seed = one.rsplit("-", 1)
-        run_choice_study(configured(name, int(seed)), Path("runs") / f"choice-{one}", resume=True)
-    sets: dict[str, Any] = {}
-    for name in SETS:
-        runs = {}
-        for seed in SEEDS:
-            folder = Path("runs") / f"choice-{name}-{seed}"
-            if (folder / "metrics.json").exists():
-                runs[seed] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-                timings = json.loads((folder / "timings.json").read_text(encoding="utf-8"))
-                runs[seed]["seconds"] = timings["total_seconds"]
-        if runs:
-            sets[name] = gathered(runs)
+def finished(prefix: str, seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """The metrics of the runs that are there, by seed, with the seconds they took."""
+    runs = {}
+    for seed in seeds:
+        folder = Path("runs") / f"{prefix}-{seed}"
+        if (folder / "metrics.json").exists():
+            runs[seed] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+            timings = json.loads((folder / "timings.json").read_text(encoding="utf-8"))
+            runs[seed]["seconds"] = timings["total_seconds"]
+    return runs
+
+
+def write_results(script: str, sets: dict[str, Any], title: str, about: str) -> None:
     content = {
         "date": date.today().isoformat(),
-        "command": "python benchmarks/choice_seeds.py",
+        "command": f"python benchmarks/{script}.py",
         "machine": machine(),
         "versions": versions(["transformers", "peft"]),
         "sets": sets,
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "choice_seeds.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "choice_seeds.md").write_text(page(content), encoding="utf-8")
+    (RESULTS / f"{script}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{script}.md").write_text(page(content, title, about), encoding="utf-8")
+
+
+def main() -> None:
+    wanted = sys.argv[1:] or [f"{name}-{seed}" for seed in SEEDS for name in SETS]
+    for one in wanted:
+        name, seed = one.rsplit("-", 1)
+        run_choice_study(configured(name, int(seed)), Path("runs") / f"choice-{one}", resume=True)
+    there = {name: finished(f"choice-{name}", SEEDS) for name in SETS}
+    write_results(
+        "choice_seeds",
+        {name: gathered(runs) for name, runs in there.items() if runs},
+        "The choice study over seeds",
+        f"MiniLM on question-option pairs, {MEMBERS} members a seed.",
+    )
 
 
 if __name__ == "__main__":
