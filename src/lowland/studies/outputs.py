@@ -132,24 +132,31 @@ def clean(folder: Path) -> None:
 
 def versions(dataset_hash: str, home: Path | None) -> dict[str, Any]:
     """Return what versions.json holds: packages, machine, and the hashes of the data and of the model's folder."""
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = "unknown"
     return {
         "python": platform.python_version(),
-        "packages": packages,
+        **machine(PACKAGES),
+        "threads": torch.get_num_threads(),
+        "dataset_sha256": dataset_hash,
+        "model_sha256": _folder_hash(home) if home is not None else "not a local folder",
+    }
+
+
+def machine(packages: Sequence[str]) -> dict[str, Any]:
+    """Return the versions of packages, and the machine."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return {
+        "packages": found,
         "machine": {
             "system": platform.system(),
             "processor": platform.machine(),
             "cores": os.cpu_count() or 0,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         },
-        "threads": torch.get_num_threads(),
-        "dataset_sha256": dataset_hash,
-        "model_sha256": _folder_hash(home) if home is not None else "not a local folder",
     }
 
 
