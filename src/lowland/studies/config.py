@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
-Study = TypeVar("Study")  # a frozen dataclass of sections, each a frozen dataclass of settings
+from .settings import BELOW_ONE, DIFFERENT_SEEDS, POSITIVE, SHARE, SWAG_RANK, Rule, at_least, check, one_of, read_toml
+from .settings import differences as differences
+from .settings import period as period
+from .settings import sections_of as sections_of
+from .settings import to_toml as to_toml
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,64 @@ class Evaluation:
     batch_size: int = 32
 
 
+# Of the settings that every study of adapters and SWAG has.
+ADAPTER_RULES: dict[str, Rule] = {
+    "data.test_share": SHARE,
+    "data.seed": at_least(0),
+    "lora.rank": at_least(1),
+    "lora.alpha": POSITIVE,
+    "lora.dropout": BELOW_ONE,
+    "lora.layers": Rule(lambda layers: min(layers, default=0) >= 0, "count layers from 0"),
+    "training.seeds": DIFFERENT_SEEDS,
+    "training.epochs": at_least(1),
+    "training.batch_size": at_least(1),
+    "training.learning_rate": POSITIVE,
+    "training.weight_decay": at_least(0),
+    "training.clip": POSITIVE,
+    "swag.start": at_least(0),
+    "swag.learning_rate": POSITIVE,
+    "swag.rank": SWAG_RANK,
+    "evaluation.samples": at_least(1),
+    "evaluation.scale": at_least(0),
+    "evaluation.bins": at_least(1),
+    "evaluation.resamples": at_least(10),
+    "evaluation.level": SHARE,
+    "evaluation.batch_size": at_least(1),
+}
+MODEL_NAME = Rule(bool, 'name a folder, a hub model, or "packaged"')
+_RULES = {
+    "data.train_texts": at_least(0),
+    "data.validation_texts": at_least(0),
+    "data.test_texts": at_least(0),
+    "data.validation_share": SHARE,
+    "model.encoder": MODEL_NAME,
+    "model.pooling": one_of("mean", "cls"),
+    "model.max_length": at_least(4),
+    "model.encoder_dropout": BELOW_ONE,
+    "model.head_dropout": BELOW_ONE,
+    **ADAPTER_RULES,
+    "training.monitor_texts": at_least(1),
+    "swag.momentum": BELOW_ONE,
+}
+
+
+def check_adapters(study: Any) -> None:
+    """Check what settings of a study of adapters and SWAG mean together.
+
+    Raises:
+        ValueError: SWAG starts too late, its period cannot be read, or there is no one source of data.
+    """
+    start, epochs = study.swag.start, study.training.epochs
+    if not start < epochs:
+        raise ValueError(
+            f"swag.start must come before the last epoch, got start {start} of {epochs} epochs: lower it, or train "
+            "longer"
+        )
+    period(study.swag.every)
+    if bool(study.data.name) == bool(study.data.train):
+        raise ValueError("data takes either name= (a packaged set) or train= (your file), got both or none of them")
+
+
 @dataclass(frozen=True)
 class TextStudy:
     """A whole text study.
@@ -105,7 +164,10 @@ class TextStudy:
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self, _RULES)
+        check_adapters(self)
+        if self.data.name and (self.data.validation or self.data.test):
+            raise ValueError(f"data.name = {self.data.name!r} brings its own splits: leave validation and test out")
 
 
 def demo(*, full: bool = False, seed: int = 0, members: int | None = None, epochs: int | None = None) -> TextStudy:
@@ -137,13 +199,7 @@ def read_config(path: Path) -> TextStudy:
         ValueError: no TOML, an unknown section or key, a value of the wrong kind or out of range.
         FileNotFoundError: there is no such file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no configuration {path}: name a TOML file")
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no TOML file: {error}") from None
-    study = from_mapping(given)
+    study = from_mapping(read_toml(path))
     train, validation, test = (
         str((path.parent / name).resolve()) if name else ""
         for name in (study.data.train, study.data.validation, study.data.test)
@@ -169,156 +225,3 @@ def from_mapping(given: dict[str, Any]) -> TextStudy:
         counts = {key: 0 for key in ("train_texts", "validation_texts", "test_texts") if key not in data}
         sections["data"] = dataclasses.replace(sections["data"], name="", **counts)
     return TextStudy(**sections)
-
-
-def sections_of(kind: type[Any], given: dict[str, Any], what: str) -> dict[str, Any]:
-    """Read the sections of `what`, a study of class `kind`, from nested dictionaries.
-
-    Raises:
-        ValueError: a section or a setting is unknown or of a wrong kind.
-    """
-    kinds = get_type_hints(kind)
-    sections: dict[str, Any] = {}
-    for section, values in given.items():
-        if section not in kinds:
-            raise ValueError(f"[{section}] is no section of {what}: it has {', '.join(kinds)}")
-        if not isinstance(values, dict):
-            raise ValueError(f"{section} must be a section [{section}] with settings in it, got {values!r}")
-        sections[section] = _section(section, kinds[section], values)
-    return sections
-
-
-def to_toml(study: Any) -> str:
-    """Write every setting out, defaults included.
-
-    >>> from_mapping(tomllib.loads(to_toml(TextStudy()))) == TextStudy()
-    True
-    """
-    lines: list[str] = []
-    for section in dataclasses.fields(study):
-        lines.append(f"[{section.name}]")
-        values = dataclasses.asdict(getattr(study, section.name))
-        lines += [f"{key} = {_toml(value)}" for key, value in values.items()]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def differences(left: Study, right: Study) -> list[str]:
-    """Name the settings in which two studies of one kind differ, with both values."""
-    found = []
-    for section in dataclasses.fields(left):  # type: ignore[arg-type]
-        one, other = (dataclasses.asdict(getattr(study, section.name)) for study in (left, right))
-        found += [f"{section.name}.{key} ({one[key]!r}, {other[key]!r})" for key in one if one[key] != other[key]]
-    return found
-
-
-def period(every: str) -> tuple[int, str]:
-    """Read how often a snapshot is taken.
-
-    >>> period("5 steps"), period("epoch")
-    ((5, 'step'), (1, 'epoch'))
-    """
-    match = re.fullmatch(r"\s*(\d*)\s*(step|epoch)s?\s*", every)
-    if match is None or match[1] == "0":
-        raise ValueError(f'swag.every must be like "5 steps" or "epoch", got {every!r}')
-    return int(match[1] or 1), match[2]
-
-
-def _section(name: str, kind: type[Any], values: dict[str, Any]) -> Any:
-    hints = get_type_hints(kind)
-    for key in values:
-        if key not in hints:
-            raise ValueError(f"{name}.{key} is no setting: [{name}] has {', '.join(hints)}")
-    return kind(**{key: _typed(f"{name}.{key}", hints[key], value) for key, value in values.items()})
-
-
-def _typed(key: str, hint: Any, value: Any) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint in (int, float, str) and type(value) is hint:
-        return value
-    inner = {tuple[int, ...]: int, tuple[str, ...]: str}.get(hint)
-    if inner is not None and isinstance(value, list | tuple) and all(type(item) is inner for item in value):
-        return tuple(value)
-    if inner is not None and value in ("all", "auto"):
-        return ()
-    wanted = f"a list of {inner.__name__}" if inner is not None else f"{hint.__name__}"
-    raise ValueError(f"{key} must be {wanted}, got {value!r} ({type(value).__name__})")
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
-
-
-def _check(s: TextStudy) -> None:
-    """Ranges, in the order of the file."""
-    at_least = {
-        "data.train_texts": (s.data.train_texts, 0),
-        "data.validation_texts": (s.data.validation_texts, 0),
-        "data.test_texts": (s.data.test_texts, 0),
-        "data.seed": (s.data.seed, 0),
-        "model.max_length": (s.model.max_length, 4),
-        "lora.rank": (s.lora.rank, 1),
-        "training.epochs": (s.training.epochs, 1),
-        "training.batch_size": (s.training.batch_size, 1),
-        "training.monitor_texts": (s.training.monitor_texts, 1),
-        "training.weight_decay": (s.training.weight_decay, 0),
-        "swag.start": (s.swag.start, 0),
-        "swag.rank": (s.swag.rank, 0),
-        "evaluation.samples": (s.evaluation.samples, 1),
-        "evaluation.scale": (s.evaluation.scale, 0),
-        "evaluation.bins": (s.evaluation.bins, 1),
-        "evaluation.resamples": (s.evaluation.resamples, 10),
-        "evaluation.batch_size": (s.evaluation.batch_size, 1),
-    }
-    for key, (value, least) in at_least.items():
-        if not value >= least:
-            raise ValueError(f"{key} must be at least {least}, got {value}")
-    positive = {
-        "lora.alpha": s.lora.alpha,
-        "training.learning_rate": s.training.learning_rate,
-        "training.clip": s.training.clip,
-        "swag.learning_rate": s.swag.learning_rate,
-    }
-    for key, number in positive.items():
-        if not 0 < number < float("inf"):
-            raise ValueError(f"{key} must be positive and finite, got {number}")
-    shares = {
-        "data.validation_share": s.data.validation_share,
-        "data.test_share": s.data.test_share,
-        "evaluation.level": s.evaluation.level,
-    }
-    for key, number in shares.items():
-        if not 0 < number < 1:
-            raise ValueError(f"{key} must lie between 0 and 1, both excluded, got {number}")
-    below_one = {
-        "model.encoder_dropout": s.model.encoder_dropout,
-        "model.head_dropout": s.model.head_dropout,
-        "lora.dropout": s.lora.dropout,
-        "swag.momentum": s.swag.momentum,
-    }
-    for key, number in below_one.items():
-        if not 0 <= number < 1:
-            raise ValueError(f"{key} must be at least 0 and below 1, got {number}")
-    if s.swag.rank == 1:
-        raise ValueError("swag.rank must be 0 (diagonal only) or at least 2, got 1: one deviation has no covariance")
-    if s.model.pooling not in ("mean", "cls"):
-        raise ValueError(f'model.pooling must be "mean" or "cls", got {s.model.pooling!r}')
-    if not s.model.encoder:
-        raise ValueError('model.encoder is empty: name a folder, a hub model, or "packaged"')
-    if not s.training.seeds or len(set(s.training.seeds)) != len(s.training.seeds) or min(s.training.seeds) < 0:
-        raise ValueError(f"training.seeds must be different whole numbers, one a member, got {list(s.training.seeds)}")
-    if min(s.lora.layers, default=0) < 0:
-        raise ValueError(f"lora.layers counts from 0, got {list(s.lora.layers)}")
-    if not s.swag.start < s.training.epochs:
-        raise ValueError(
-            f"swag.start must come before the last epoch, got start {s.swag.start} of {s.training.epochs} epochs: "
-            "lower it, or train longer"
-        )
-    period(s.swag.every)
-    if bool(s.data.name) == bool(s.data.train):
-        raise ValueError("data takes either name= (a packaged set) or train= (your file), got both or none of them")
-    if s.data.name and (s.data.validation or s.data.test):
-        raise ValueError(f"data.name = {s.data.name!r} brings its own splits: leave validation and test out")
