@@ -199,7 +199,7 @@ def test_settings_survive_the_file_and_mistakes_are_named(home: Path, tmp_path: 
     for section, key, value, message in (
         ("model", "kind", "words", "pairs"),
         ("swag", "start", 9, "before the last epoch"),
-        ("training", "warmup", 1.0, "share below 1"),
+        ("training", "warmup", 1.0, "training.warmup must be at least 0 and below 1, got 1.0"),
         ("data", "nothing", 1, "no setting"),
     ):
         given = settings(home, "pairs")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import Lora, period, sections_of
+from ..config import ADAPTER_RULES, MODEL_NAME, Lora, check_adapters
+from ..settings import BELOW_ONE, POSITIVE, at_least, check, one_of, read_toml, sections_of
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,22 @@ class Evaluation:
     batch_size: int = 32
 
 
+_RULES = {
+    "data.train_questions": at_least(0),
+    "data.validation_questions": at_least(0),
+    "data.test_questions": at_least(0),
+    "data.shifted_questions": at_least(0),
+    "model.kind": one_of("pairs", "letters"),
+    "model.model": MODEL_NAME,
+    "model.max_length": at_least(8),
+    "model.scale": POSITIVE,
+    **ADAPTER_RULES,
+    "training.warmup": BELOW_ONE,
+    "swag.anneal": at_least(0),
+    "evaluation.dropout_samples": at_least(1),
+}
+
+
 @dataclass(frozen=True)
 class ChoiceStudy:
     """A whole choice study.
@@ -96,7 +112,8 @@ class ChoiceStudy:
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self, _RULES)
+        check_adapters(self)
 
 
 def small(kind: str, *, seed: int = 0, members: int = 3) -> ChoiceStudy:
@@ -132,13 +149,7 @@ def read_config(path: Path) -> ChoiceStudy:
         ValueError: no TOML, an unknown section or key, a value of the wrong kind or out of range.
         FileNotFoundError: there is no such file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no configuration {path}: name a TOML file")
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no TOML file: {error}") from None
-    study = from_mapping(given)
+    study = from_mapping(read_toml(path))
 
     def found(name: str) -> str:
         local = path.parent / name
@@ -165,65 +176,3 @@ def from_mapping(given: dict[str, Any]) -> ChoiceStudy:
     if "lora" in given and "dropout" not in given["lora"]:
         sections["lora"] = dataclasses.replace(sections["lora"], dropout=0.1)
     return ChoiceStudy(**sections)
-
-
-def _check(s: ChoiceStudy) -> None:
-    at_least = {
-        "data.train_questions": (s.data.train_questions, 0),
-        "data.validation_questions": (s.data.validation_questions, 0),
-        "data.test_questions": (s.data.test_questions, 0),
-        "data.shifted_questions": (s.data.shifted_questions, 0),
-        "data.seed": (s.data.seed, 0),
-        "model.max_length": (s.model.max_length, 8),
-        "lora.rank": (s.lora.rank, 1),
-        "training.epochs": (s.training.epochs, 1),
-        "training.batch_size": (s.training.batch_size, 1),
-        "training.weight_decay": (s.training.weight_decay, 0),
-        "swag.start": (s.swag.start, 0),
-        "swag.anneal": (s.swag.anneal, 0),
-        "swag.rank": (s.swag.rank, 0),
-        "evaluation.samples": (s.evaluation.samples, 1),
-        "evaluation.dropout_samples": (s.evaluation.dropout_samples, 1),
-        "evaluation.scale": (s.evaluation.scale, 0),
-        "evaluation.bins": (s.evaluation.bins, 1),
-        "evaluation.resamples": (s.evaluation.resamples, 10),
-        "evaluation.batch_size": (s.evaluation.batch_size, 1),
-    }
-    for key, (value, least) in at_least.items():
-        if not value >= least:
-            raise ValueError(f"{key} must be at least {least}, got {value}")
-    positive = {
-        "model.scale": s.model.scale,
-        "lora.alpha": s.lora.alpha,
-        "training.learning_rate": s.training.learning_rate,
-        "training.clip": s.training.clip,
-        "swag.learning_rate": s.swag.learning_rate,
-    }
-    for key, number in positive.items():
-        if not 0 < number < float("inf"):
-            raise ValueError(f"{key} must be positive and finite, got {number}")
-    shares = {
-        "data.test_share": (s.data.test_share, False),
-        "evaluation.level": (s.evaluation.level, False),
-        "training.warmup": (s.training.warmup, True),
-        "lora.dropout": (s.lora.dropout, True),
-    }
-    for key, (number, zero) in shares.items():
-        if not (0 < number < 1 or (zero and number == 0)):
-            raise ValueError(f"{key} must be a share below 1{'' if zero else ' and above 0'}, got {number}")
-    if s.swag.rank == 1:
-        raise ValueError("swag.rank must be 0 (diagonal only) or at least 2, got 1: one deviation has no covariance")
-    if s.model.kind not in ("pairs", "letters"):
-        raise ValueError(f'model.kind must be "pairs" or "letters", got {s.model.kind!r}')
-    if not s.model.model:
-        raise ValueError('model.model is empty: name a folder, a hub model, or "packaged"')
-    if not s.training.seeds or len(set(s.training.seeds)) != len(s.training.seeds) or min(s.training.seeds) < 0:
-        raise ValueError(f"training.seeds must be different whole numbers, one a member, got {list(s.training.seeds)}")
-    if not s.swag.start < s.training.epochs:
-        raise ValueError(
-            f"swag.start must come before the last epoch, got start {s.swag.start} of {s.training.epochs} epochs: "
-            "lower it, or train longer"
-        )
-    period(s.swag.every)
-    if bool(s.data.name) == bool(s.data.train):
-        raise ValueError("data takes either name= (a packaged set) or train= (your file), got both or none of them")
