@@ -7,7 +7,8 @@
     mobilenetv2  inverted residuals: Sandler et al. 2018, arXiv 1801.04381, without the first two strides
 
 The averaging papers (SWA, Izmailov et al. 2018, arXiv 1803.05407, and its successors) train VGG-16, PreResNet-110 and
--164 and WRN-28-10 on images of 32 x 32. Convolutions start from He et al.'s normal distribution over the fan-out.
+-164 and WRN-28-10 on images of 32 x 32. Convolutions start from He et al.'s normal distribution over the fan-out
+(arXiv 1502.01852); vgg takes the fan-in, for its hidden linear layers too, as nothing in it rescales what fades.
 """
 
 from __future__ import annotations
@@ -68,9 +69,12 @@ def build(
         model = _vgg(channels, classes, depth, _whole(name, width))
     else:
         model = _cnn(channels, size, classes, depth, _whole(name, width))
+    last = list(model.modules())[-1]  # the linear layer to the logits keeps torch's own start
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        linear = isinstance(module, nn.Linear) and module is not last and name == "vgg"
+        if isinstance(module, nn.Conv2d) or linear:
+            mode = "fan_in" if name == "vgg" else "fan_out"
+            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     return model
