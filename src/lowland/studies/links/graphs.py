@@ -49,6 +49,57 @@ class Graph:
         """The triples of all parts, (N, 3) int64."""
         return torch.cat([self.train, self.validation, self.test])
 
+    @property
+    def both_ways(self) -> Tensor:
+        """The training triples and their inverses, (2 N, 3) int64; relation r read backwards is r + relations."""
+        return with_inverses(self.train, len(self.relations))
+
+
+def with_inverses(triples: Tensor, relations: int) -> Tensor:
+    """Add to each triple (h, r, t) its inverse (t, r + relations, h): (N, 3) becomes (2 N, 3).
+
+    >>> with_inverses(torch.tensor([[0, 1, 2]]), relations=5)
+    tensor([[0, 1, 2],
+            [2, 6, 0]])
+    """
+    return torch.cat([triples, triples[:, [2, 1, 0]] + triples.new_tensor([0, relations, 0])])
+
+
+class Tails:
+    """The tails that triples give to each pair of head and relation.
+
+    >>> tails = Tails(torch.tensor([[0, 0, 1], [0, 0, 2], [1, 0, 2]]))
+    >>> tails.pairs
+    tensor([[0, 0],
+            [1, 0]])
+    >>> tails.of(torch.tensor([1, 0, 2]), torch.tensor([0, 0, 0]))
+    (tensor([0, 1, 1]), tensor([2, 1, 2]))
+    """
+
+    def __init__(self, triples: Tensor) -> None:
+        ordered = torch.unique(triples, dim=0)  # (T, 3), sorted by head, relation, tail
+        self._relations = int(ordered[:, 1].max()) + 1
+        self._tails = ordered[:, 2]
+        self._keys, counts = torch.unique_consecutive(
+            ordered[:, 0] * self._relations + ordered[:, 1], return_counts=True
+        )
+        self._ends = counts.cumsum(0)
+        self._counts = counts
+
+    @property
+    def pairs(self) -> Tensor:
+        """Every head and relation that has a tail, (P, 2) int64, in order."""
+        return torch.stack([self._keys // self._relations, self._keys % self._relations], dim=1)
+
+    def of(self, heads: Tensor, relations: Tensor) -> tuple[Tensor, Tensor]:
+        """Return, for B pairs, the row in the batch and the tail of each known triple."""
+        keys = heads * self._relations + relations
+        at = torch.searchsorted(self._keys, keys).clamp(max=len(self._keys) - 1)
+        counts = torch.where((self._keys[at] == keys) & (relations < self._relations), self._counts[at], 0)
+        rows = torch.arange(len(keys)).repeat_interleave(counts)
+        within = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+        return rows, self._tails[(self._ends[at] - self._counts[at])[rows] + within]
+
 
 def graph_of(name: str, train: Names, validation: Names, test: Names) -> Graph:
     """Number the entities and relations of named triples, in alphabetical order.
