@@ -71,10 +71,11 @@ def build(
         model = _cnn(channels, size, classes, depth, _whole(name, width))
     last = list(model.modules())[-1]  # the linear layer to the logits keeps torch's own start
     for module in model.modules():
-        linear = isinstance(module, nn.Linear) and module is not last and name == "vgg"
-        if isinstance(module, nn.Conv2d) or linear:
-            mode = "fan_in" if name == "vgg" else "fan_out"
-            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
+        if isinstance(module, nn.Conv2d) or (isinstance(module, nn.Linear) and module is not last and name == "vgg"):
+            if name == "vgg":
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+            else:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     return model
