@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from . import checkpoints, doctor, schedule, screen, text
+from . import checkpoints, doctor, grids, schedule, screen, text
 
 app = typer.Typer(
     add_completion=False,
@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Averaged weights, Gaussian weight posteriors and calibrated predictions.",
 )
-app.add_typer(text.study_app, name="study")
+app.add_typer(grids.study_app, name="study")
 app.add_typer(text.data_app, name="data")
 app.command()(text.demo)
 app.command()(text.predict)

@@ -145,18 +145,9 @@ def data_get(name: Annotated[str, typer.Argument(help="As `lowland data list` na
 
 def report(run: Annotated[Path, typer.Argument(help="The folder of a finished study.")]) -> None:
     """Write the report of a finished study anew."""
-    from ..studies.choice.config import from_mapping as choice_study
-    from ..studies.config import from_mapping as text_study
-    from ..studies.text import read_configured
-
-    def either(given: dict[str, Any]) -> Any:
-        try:
-            return text_study(given)
-        except ValueError:
-            return choice_study(given)
-
-    read_configured(run, either)
-    path = _report(run)
+    if not (run / "config.toml").is_file():
+        raise ValueError(f"{run} holds no study (no config.toml): name the folder that a study wrote")
+    path = written_report(run)
     if path is None:
         raise ImportError("reports need matplotlib and Jinja2: pip install 'lowland[plot]'")
     screen.say(f"Wrote {path}: open it in a browser.")
@@ -168,7 +159,7 @@ def _run_study(study: Any, folder: Path, resume: bool, as_json: bool, run: Calla
 
     with screen.bars() as bars:
         metrics = (run or run_text_study)(study, folder, resume=resume, progress=bars)
-    page = _report(folder)
+    page = written_report(folder)
     if as_json:
         screen.print_json({"folder": str(folder), **metrics})
         return
@@ -191,7 +182,8 @@ def _run_study(study: Any, folder: Path, resume: bool, as_json: bool, run: Calla
     screen.say(f"Next: {shown}; {own}.")
 
 
-def _report(folder: Path) -> Path | None:
+def written_report(folder: Path) -> Path | None:
+    """Write the report of a run folder; None where the packages for it are missing."""
     from ..report import write
 
     try:

@@ -1,4 +1,4 @@
-"""The report of a text study, one HTML file that holds everything it shows, and figures: of a sweep, of a trace of
+"""The report of a study, one HTML file that holds everything it shows, and figures: of a sweep, of a trace of
 ASWA, of a schedule, of an ensemble that grows.
 
 Needs matplotlib and Jinja2: `pip install 'lowland[plot]'`.
@@ -34,11 +34,12 @@ def write(run_folder: Path) -> Path:
             importlib.import_module(package)
         except ImportError as error:
             raise ImportError(f"the report needs {package}: pip install 'lowland[plot]'") from error
+    from .grid_page import is_grid, render_grid
     from .page import render
     from .run import read
 
     run_folder = Path(run_folder)
-    text = render(read(run_folder))
+    text = render_grid(run_folder) if is_grid(run_folder) else render(read(run_folder))
     path = run_folder / "report.html"
     handle, name = tempfile.mkstemp(dir=run_folder, prefix=".report-", suffix=".html")
     try:

@@ -1,14 +1,12 @@
 """The page: draws every figure, fills the template, and hands back the HTML."""
 
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from .. import calibration
-from . import plots, tables
+from . import plots, tables, templates
 from .run import METRICS, Run
 
 _RELIABILITY = ("base", "temperature-scaled base", "SWAG", "MultiSWAG")
@@ -18,17 +16,8 @@ _INTERVALS = ("nll", "ece", "accuracy", "f1")
 
 def render(run: Run) -> str:
     """The whole report as HTML text."""
-    here = files(__package__)
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    template = environment.from_string((here / "page.html.j2").read_text(encoding="utf-8"))
-    return template.render(
-        style=Markup((here / "style.css").read_text(encoding="utf-8")),
+    return templates.render(
+        "page.html.j2",
         run=run,
         members=len(run.samples),
         bins=tables.bins(run),
@@ -50,7 +39,6 @@ def render(run: Run) -> str:
             "uncertain": tables.uncertain(run.texts),
             "wrong": tables.confidently_wrong(run.texts),
         },
-        breakable=_breakable,
         shortened=tables.shortened,
         number=tables.number,
         listed=tables.listed,
@@ -124,11 +112,6 @@ def _branch(run: Run) -> float | None:
     """Share of the AdamW phase after which the SWAG phase starts, if the configuration says it."""
     start, epochs = run.settings.get("swag", {}).get("start"), run.settings.get("training", {}).get("epochs")
     return start / epochs if isinstance(start, int) and isinstance(epochs, int) and epochs > 0 else None
-
-
-def _breakable(name: str) -> Markup:
-    """A dotted name that may go on in the next line after a dot or an underscore."""
-    return Markup(str(escape(name)).replace(".", ".<wbr>").replace("_", "_<wbr>"))
 
 
 def _temperature(run: Run) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .cells import Cell, Result
@@ -37,6 +37,7 @@ def gather(kind: Kind, results: Mapping[Cell, Result]) -> dict[str, Any]:
     claims = _claims(kind, pairs)
     found = {
         "study": kind.name,
+        "kind": kind.plain(),
         "seeds": seeds[ordered[0]],
         "pairs": [list(pair) for pair in ordered],
         "table": _by_pair(pairs, lambda several: _table(kind, several)),
@@ -153,7 +154,7 @@ def verdict(kind: Kind, claims: Mapping[str, Any], pairs: int, seeds: int) -> st
     seeds, Wilcoxon's signed-rank test over the pairs with Holm's correction for 1 claim.
     """
     metric = kind.main
-    phrases = []
+    phrases: list[str] = []
     for ours, theirs in kind.claims:
         found = claims[f"{ours} - {theirs}"][metric.key]
         settled = found["p_holm"] < 0.05
@@ -168,10 +169,6 @@ def verdict(kind: Kind, claims: Mapping[str, Any], pairs: int, seeds: int) -> st
         )
     claims_made = f"{len(kind.claims)} claim{'' if len(kind.claims) == 1 else 's'}"
     return (
-        f"In {metric.label}, {_listed(phrases)}. Means over {seeds} seed{'' if seeds == 1 else 's'}, Wilcoxon's "
+        f"In {metric.label}, {'; '.join(phrases)}. Means over {seeds} seed{'' if seeds == 1 else 's'}, Wilcoxon's "
         f"signed-rank test over the pairs with Holm's correction for {claims_made}."
     )
-
-
-def _listed(phrases: Iterable[str]) -> str:
-    return "; ".join(phrases)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,13 @@ class Kind:
     methods: tuple[str, ...]  # in the order of the tables
     claims: tuple[tuple[str, str], ...]  # ours, theirs: what Wilcoxon's test is asked
     parts: Mapping[str, str] = field(default_factory=lambda: {"test": "test"})  # by key: how tables call it
-    wants: str = ""  # which extra `pip install` needs, such as "links"
+    meanings: Mapping[str, str] = field(default_factory=dict)  # by method: a sentence for the report
+    seeded: str = "the start and the order of the batches"  # what a seed sets
+    wants: str = ""  # a package whose version stands in the run folder too
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as plain data, for files."""
+        return dataclasses.asdict(dataclasses.replace(self, parts=dict(self.parts), meanings=dict(self.meanings)))
 
     @property
     def main(self) -> Metric:

@@ -149,12 +149,12 @@ def _results(
                     cell = waiting.pop(future)
                     if future.cancelled():
                         continue
-                    error = future.exception()
-                    if error is None:
+                    broken = future.exception()
+                    if broken is None:
                         yield future.result()
                     elif failure is None:
-                        failure = _failed(cell, error)
-                        failure.__cause__ = error
+                        failure = _failed(cell, broken)
+                        failure.__cause__ = broken
                         for other in waiting:
                             other.cancel()
         except BaseException:

@@ -1,0 +1,149 @@
+"""Commands of the studies whose cells are data set, model and seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from . import screen
+from .text import Out, Resume, study_app, written_report
+
+__all__ = ["images", "links", "study_app"]
+
+Config = Annotated[Path | None, typer.Option("--config", help="A TOML file; without one the packaged sets.")]
+Seeds = Annotated[int | None, typer.Option(help="How many seeds, from 0 \\[default: 5].")]
+Jobs = Annotated[int | None, typer.Option(help="Processes, one thread each \\[default: one a core].")]
+
+
+@study_app.command()
+def images(
+    config: Config = None,
+    sets: Annotated[str | None, typer.Option(help="Such as mnist,digits.")] = None,
+    networks: Annotated[str | None, typer.Option(help="Such as cnn,vgg,preresnet.")] = None,
+    seeds: Seeds = None,
+    jobs: Jobs = None,
+    out_folder: Out = None,
+    resume: Resume = False,
+    as_json: screen.Json = False,
+) -> None:
+    """Compare SGD, SWA, EMA, LAWA, FGE, Snapshot ensembles, SWAG, MultiSWAG and ASWA on images."""
+    from ..studies import images as study
+
+    given = {"data.sets": _words(sets), "networks.names": _words(networks), "training.seeds": _range(seeds)}
+    _run(study, config, given, "images", jobs, out_folder, resume, as_json)
+
+
+@study_app.command()
+def links(
+    config: Config = None,
+    graphs: Annotated[str | None, typer.Option(help="Such as umls,kinships,nations.")] = None,
+    models: Annotated[str | None, typer.Option(help="Scoring functions, such as distmult,complex.")] = None,
+    seeds: Seeds = None,
+    jobs: Jobs = None,
+    out_folder: Out = None,
+    resume: Resume = False,
+    as_json: screen.Json = False,
+) -> None:
+    """Compare SWA, ASWA and EMA in link prediction and multi-hop queries on knowledge graphs."""
+    from ..studies import links as study
+
+    given = {"data.graphs": _words(graphs), "model.names": _words(models), "training.seeds": _range(seeds)}
+    _run(study, config, given, "links", jobs, out_folder, resume, as_json)
+
+
+def _run(
+    study: Any,
+    config: Path | None,
+    given: Mapping[str, tuple[Any, ...] | None],
+    name: str,
+    jobs: int | None,
+    out_folder: Path | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Run the study of a package `study`, show its tables, and write its report."""
+    from ..studies.folder import read_json
+    from ..studies.grid import run_grid
+
+    asked = study.read_config(config) if config else study.from_mapping({})
+    asked = _with(asked, given)
+    folder = out_folder or Path("runs") / (config.stem if config else name)
+    with screen.bars() as bars:
+        metrics = run_grid(
+            asked,
+            study.KIND,
+            study.cells(asked),
+            study.run_cell,
+            folder,
+            build=study.from_mapping,
+            jobs=(os.cpu_count() or 1) if jobs is None else jobs,
+            resume=resume,
+            progress=bars,
+        )
+    page = written_report(folder)
+    if as_json:
+        screen.print_json({"folder": str(folder), **metrics})
+        return
+    screen.out.print(_table(study.KIND, metrics))
+    screen.say(metrics["verdict"])
+    timings = read_json(folder / "timings.json")
+    screen.say(f"The cells took {timings['cells_seconds'] / 60:.1f} minutes, on one thread each.")
+    shown = f"open {page}" if page else "no report (pip install 'lowland[plot]', then `lowland report`)"
+    screen.say(f"Next: {shown}; run other data and models with `lowland study {name} --config FILE`.")
+
+
+def _with(study: Any, given: Mapping[str, tuple[Any, ...] | None]) -> Any:
+    """The study with what options say in place of its own settings."""
+    for place, value in given.items():
+        if value is not None:
+            section, key = place.split(".")
+            changed = dataclasses.replace(getattr(study, section), **{key: value})
+            study = dataclasses.replace(study, **{section: changed})
+    return study
+
+
+def _words(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _range(count: int | None) -> tuple[int, ...] | None:
+    if count is not None and count < 1:
+        raise ValueError(f"--seeds must be at least 1, got {count}")
+    return None if count is None else tuple(range(count))
+
+
+def _table(kind: Any, metrics: dict[str, Any]) -> Table:
+    """The main metric on test data: methods down, pairs of data set and model across."""
+    metric = kind.main
+    table = Table(
+        title=f"{metric.label} on test {kind.things}, {len(metrics['seeds'])} seeds",
+        caption="mean and, below it, standard deviation over seeds; bold: the best mean of its column",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("method", no_wrap=True)
+    for data, model in metrics["pairs"]:
+        table.add_column(f"{escape(data)}\n{escape(model)}", justify="right", no_wrap=True)
+    pick = max if metric.higher else min
+    columns = {
+        (data, model): {m: metrics["table"][data][model][m]["test"][metric.key] for m in kind.methods}
+        for data, model in metrics["pairs"]
+    }
+    best = {pair: pick(cell["mean"] for cell in column.values()) for pair, column in columns.items()}
+    for method in kind.methods:
+        cells = []
+        for pair, column in columns.items():
+            mean, sd = column[method]["mean"], column[method]["sd"]
+            shown = f"{mean:.3f}".removeprefix("0")
+            shown = f"[bold]{shown}[/]" if mean == best[pair] else shown
+            cells.append(f"{shown}\n[dim]{sd:.3f}[/]".replace("[dim]0", "[dim]"))
+        table.add_row(method, *cells)
+    return table

@@ -1,0 +1,251 @@
+"""The page of a grid study: tables and figures from its metrics.json."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from . import grids, templates
+from .run import REMEDY
+from .tables import flat
+
+_AXES = {
+    "start": "first epoch averaged, as a share of the budget",
+    "every": "epochs between two models averaged",
+    "rate": "learning rate",
+    "rank": "K, deviations kept",
+    "window": "K, models in the window",
+}
+
+
+@dataclass(frozen=True)
+class _Metric:
+    key: str
+    label: str
+    higher: bool
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What the study says of itself."""
+
+    name: str
+    things: str
+    metrics: list[_Metric]
+    methods: list[str]
+    meanings: Mapping[str, str]
+    seeded: str
+    parts: Mapping[str, str]
+
+    @property
+    def main(self) -> _Metric:
+        return self.metrics[0]
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "_Kind":
+        metrics = [_Metric(one["key"], one["label"], one["higher"]) for one in given["metrics"]]
+        plain = (given[key] for key in ("methods", "meanings", "seeded", "parts"))
+        return cls(given["name"], given["things"], metrics, *plain)
+
+
+_Gaps = tuple[list[str], list[tuple[str, list[tuple[str, str]]]]]  # pairs; of each method a value and its spread
+
+
+@dataclass(frozen=True)
+class Cells:
+    """One row of a table: a method and, for each column, mean ± sd and whether it is the best of its column."""
+
+    method: str
+    values: list[tuple[str, bool]]
+
+
+def is_grid(folder: Path) -> bool:
+    """Whether a run folder holds a grid study; a broken one is left to `render_grid`."""
+    path = folder / "metrics.json"
+    if not path.is_file():
+        return (folder / "cells").is_dir()
+    try:
+        return "study" in json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError):
+        return (folder / "cells").is_dir()
+
+
+def render_grid(folder: Path) -> str:
+    """The whole page as HTML text.
+
+    Raises `FileNotFoundError` for a missing file and `ValueError` for a broken one, naming it.
+    """
+    metrics, timings, versions = (_json(folder / f"{name}.json") for name in ("metrics", "timings", "versions"))
+    config = _text(folder / "config.toml")
+    try:
+        return _render(metrics, timings, versions, config)
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{folder / 'metrics.json'} lacks what the report needs ({type(error).__name__}: {error}): "
+            f"it is cut off or of another version; {REMEDY}"
+        ) from None
+
+
+def _render(metrics: Any, timings: Any, versions: Any, config: str) -> str:
+    kind = _Kind.of(metrics["kind"])
+    sentence, _, scope = metrics["verdict"].rpartition(". Means over ")
+    return templates.render(
+        "grid.html.j2",
+        kind=kind,
+        metrics=metrics,
+        timings=timings,
+        verdict=sentence.split("; "),
+        scope=f"Means over {scope}",
+        tables=[(data, models, _tables(kind, models)) for data, models in metrics["table"].items()],
+        claims=_claims(kind, metrics["claims"]),
+        gap_plots=[
+            (claim, Markup(grids.gaps_figure(claim, found[kind.main.key], kind.main.label, f"gap{i}")))
+            for i, (claim, found) in enumerate(metrics["claims"].items())
+        ],
+        generalisation=_generalisation(kind, metrics),
+        shifted=[(data, rows) for data, models in metrics["table"].items() if (rows := _shifted(kind, models))],
+        curve_plots=_curve_plots(kind, metrics),
+        sensitivity_plots=_sensitivity_plots(kind, metrics),
+        decisions=[
+            (f"{data}, {model}", [f"{own[action]['mean']:.1f}" for action in ("first", "hard", "soft", "reject")])
+            for data, model, own in _each(metrics["decisions"])
+        ],
+        seconds=[
+            (f"{data}, {model}", f"{own['mean']:.0f} ± {own['sd']:.0f}")
+            for data, model, own in _each(metrics["seconds"])
+        ],
+        versions=list(flat(versions)),
+        config=config,
+    )  # fmt: skip
+
+
+def _curve_plots(kind: _Kind, metrics: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+    found = []
+    for data, model, own in _each(metrics["curves"]):
+        title, name = f"{data}, {model}", f"curve-{data}-{model}"
+        if own:
+            found.append((title, Markup(grids.curves_figure(own, "test", kind.main.label, name, title))))
+    return found
+
+
+def _sensitivity_plots(kind: _Kind, metrics: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+    found = []
+    for data, model, axes in _each(metrics["sensitivity"]):
+        for axis, rows in axes.items():
+            said, name = _AXES.get(axis, axis), f"sensitivity-{data}-{model}-{axis}"
+            svg = grids.sensitivity_figure(said, rows, kind.main.label, name, f"{data}, {model}")
+            found.append((f"{data}, {model}: {said}", Markup(svg)))
+    return found
+
+
+def _each(nested: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, Any]]:
+    return [(data, model, own) for data, models in nested.items() for model, own in models.items()]
+
+
+def _tables(kind: _Kind, models: Mapping[str, Any]) -> list[tuple[_Metric, list[Cells]]]:
+    """One table a metric: methods down, models across."""
+    return [
+        (
+            metric,
+            _marked(
+                metric.higher,
+                {method: [own[method]["test"][metric.key] for own in models.values()] for method in kind.methods},
+            ),
+        )
+        for metric in kind.metrics
+    ]
+
+
+def _marked(higher: bool, rows: Mapping[str, list[Mapping[str, Any]]]) -> list[Cells]:
+    """Rows with the best mean of every column marked, ties as they are shown included."""
+    columns = list(zip(*([round(cell["mean"], 4) for cell in cells] for cells in rows.values()), strict=True))
+    best = [(max if higher else min)(column) for column in columns]
+    return [
+        Cells(
+            method,
+            [
+                (f"{cell['mean']:.4f} ± {cell['sd']:.4f}", round(cell["mean"], 4) == top)
+                for cell, top in zip(cells, best, strict=True)
+            ],
+        )
+        for method, cells in rows.items()
+    ]
+
+
+def _shifted(kind: _Kind, models: Mapping[str, Any]) -> list[tuple[str, list[str], list[Cells]]]:
+    """For every model: the main metric on test data and on every part beside it."""
+    found = []
+    for model, own in models.items():
+        parts = [part for part in own[kind.methods[0]] if part not in ("train", "validation")]
+        if parts == ["test"]:
+            continue
+        rows = {method: [own[method][part][kind.main.key] for part in parts] for method in kind.methods}
+        found.append((model, [kind.parts.get(part, part) for part in parts], _marked(kind.main.higher, rows)))
+    return found
+
+
+def _claims(kind: _Kind, claims: Mapping[str, Any]) -> list[tuple[str, list[dict[str, str]]]]:
+    rows = []
+    for claim, found in claims.items():
+        cells = []
+        for metric in kind.metrics:
+            own = found[metric.key]
+            favours = (own["mean"] > 0) == metric.higher
+            word = "not told apart" if own["p_holm"] >= 0.05 else "better" if favours else "worse"
+            cells.append(
+                {
+                    "value": _signed(own["mean"]),
+                    "won": f"{own['better']} of {own['n']}",
+                    "p": _p(own["p"]),
+                    "holm": _p(own["p_holm"]),
+                    "word": word,
+                }
+            )
+        rows.append((claim.replace(" - ", " minus "), cells))
+    return rows
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "−")
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.1g}"
+
+
+def _generalisation(kind: _Kind, metrics: Mapping[str, Any]) -> _Gaps:
+    pairs = [(data, model) for data, models in metrics["generalisation"].items() for model in models]
+    rows = [
+        (
+            method,
+            [
+                (_signed(cell["mean"]), f"± {cell['sd']:.4f}")
+                for cell in (metrics["generalisation"][data][model][method] for data, model in pairs)
+            ],
+        )
+        for method in kind.methods
+    ]
+    return [f"{data}, {model}" for data, model in pairs], rows
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}): it is cut off or no file of a run; {REMEDY}") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".toml":
+            tomllib.loads(text)
+        return text
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing: the report needs it; {REMEDY}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}): it is cut off or no file of a run; {REMEDY}") from None
