@@ -44,7 +44,8 @@ def answer(
     `scores` is called with int64 tensors on the CPU. Without `beam`, a hop scores the links of all entities.
 
     Raises:
-        ValueError: no query, queries of several kinds, an unknown t-norm, a beam below 1, or a score that is no number.
+        ValueError: no query, queries of several kinds, an unknown t-norm, or a beam below 1.
+        RuntimeError: a score is NaN.
 
     >>> link = torch.tensor([[0.0, 1.0], [2.0, 0.0]])  # of each head to each tail, whatever the relation
     >>> query = Query("2p", anchors=(0,), relations=(0, 0), easy=(), hard=(0,))
@@ -65,7 +66,8 @@ def rank_queries(
     kind's the mean over its queries.
 
     Raises:
-        ValueError: there is no query, a query has no hard answer, or as `answer`.
+        ValueError: there is no query, a query has no hard answer, an unknown t-norm, or a beam below 1.
+        RuntimeError: a score is NaN.
 
     >>> link = torch.tensor([[0.0, 3.0, 2.0, 1.0]]).expand(4, 4)
     >>> queries = [Query("2u", (0, 0), (0, 1), easy=(1,), hard=(3,))]
@@ -193,7 +195,7 @@ def _truths(scores: Scores, heads: Tensor, relations: Tensor) -> Tensor:
     """Logarithms of the truths of links, (B, entities), in float32 or wider."""
     given = scores(heads, relations)
     if given.isnan().any():
-        raise ValueError("a score is no number, wanted finite scores: the model's weights may have diverged")
+        raise RuntimeError("a score is not a number: the weights have diverged, take a smaller learning rate")
     return logsigmoid(given if given.dtype == torch.float64 else given.float())
 
 

@@ -116,21 +116,28 @@ class Facts:
     """
 
     def __init__(self, triples: Tensor) -> None:
-        self._tails: dict[tuple[int, int], set[int]] = {}
-        self._heads: dict[int, dict[int, list[int]]] = {}  # by tail, then by relation
-        for head, relation, tail in sorted(set(map(tuple, triples.tolist()))):
-            self._tails.setdefault((head, relation), set()).add(tail)
-            self._heads.setdefault(tail, {}).setdefault(relation, []).append(head)
-        self.targets = sorted(self._heads)  # entities that a relation leads to
+        heads, relations, tails = triples.unbind(1)
+        self._relations = int(relations.max()) + 1
+        # A key is an entity and a relation in one number.
+        self._tails = _grouped(heads * self._relations + relations, tails)
+        self._heads = _grouped(tails * self._relations + relations, heads)
+        self._leading = _grouped(tails, relations)  # relations that lead to an entity
+        self.targets = list(self._leading)
+
+    def tails(self, head: int, relation: int) -> list[int]:
+        """Where the relation leads from the entity, in ascending order."""
+        if relation >= self._relations:
+            return []  # a relation of other triples only
+        return self._tails.get(head * self._relations + relation, [])
 
     def answers(self, kind: str, anchors: Sequence[int], relations: Sequence[int]) -> set[int]:
         """All entities that answer the query."""
 
         def link(anchor: int, relation: int) -> set[int]:
-            return self._tails.get((anchors[anchor], relations[relation]), set())
+            return set(self.tails(anchors[anchor], relations[relation]))
 
         def hop(start: set[int], relation: int) -> set[int]:
-            return set().union(*(self._tails.get((head, relations[relation]), ()) for head in start))
+            return set().union(*(self.tails(head, relations[relation]) for head in start))
 
         return fold(KINDS[kind], link, hop, set.__and__, set.__or__)
 
@@ -144,14 +151,14 @@ class Facts:
         relations: dict[int, int] = {}
 
         def back(tail: int, relation: int) -> int:
-            leading = self._heads[tail]
-            relations[relation] = sorted(leading)[_draw(len(leading), generator)]
-            heads = leading[relations[relation]]
+            leading = self._leading[tail]
+            relations[relation] = leading[_draw(len(leading), generator)]
+            heads = self._heads[tail * self._relations + relations[relation]]
             return heads[_draw(len(heads), generator)]
 
         def fill(tree: Tree, target: int) -> bool:
             # False where the walk back ends at an entity that nothing leads to.
-            if target not in self._heads:
+            if target not in self._leading:
                 return False
             if isinstance(tree, Link):
                 anchors[tree.anchor] = back(target, tree.relation)
@@ -254,6 +261,17 @@ def _meaning(tree: Tree, anchors: tuple[int, ...], relations: tuple[int, ...]) -
         return None if start is None else (start, relations[tree.relation])
     parts = frozenset(_meaning(part, anchors, relations) for part in tree.parts)
     return None if None in parts or len(parts) < len(tree.parts) else parts
+
+
+def _grouped(keys: Tensor, values: Tensor) -> dict[int, list[int]]:
+    """The different values of every key; keys and values in ascending order."""
+    stride = int(values.max()) + 1
+    pairs = (keys * stride + values).unique()  # type: ignore[no-untyped-call]
+    found = (pairs % stride).tolist()
+    kept, counts = (pairs // stride).unique_consecutive(return_counts=True)
+    ends = counts.cumsum(0).tolist()
+    triples = zip(kept.tolist(), [0, *ends], ends, strict=False)  # the last end opens nothing
+    return {key: found[start:end] for key, start, end in triples}
 
 
 def _in_order(slots: dict[int, int]) -> tuple[int, ...]:
