@@ -96,7 +96,8 @@ def run_grid(
     }
     write_json(folder / "timings.json", timings)
     write_json(folder / "metrics.json", metrics)
-    return metrics
+    found: dict[str, Any] = read_json(folder / "metrics.json")  # the same kinds of lists as in a later call
+    return found
 
 
 def _said(kind: Kind, result: Result) -> str:
