@@ -61,12 +61,6 @@ def _blur(x: Tensor, width: float, generator: torch.Generator) -> Tensor:
     return F.conv2d(F.pad(x, (0, 0, reach, reach), mode="replicate"), weights.mT, groups=x.shape[1])
 
 
-def _pixelate(x: Tensor, kept: float, generator: torch.Generator) -> Tensor:
-    """Shrink to this share of the size, and grow back without smoothing."""
-    small = [max(1, round(kept * side)) for side in x.shape[2:]]
-    return F.interpolate(F.interpolate(x, size=small, mode="area"), size=x.shape[2:], mode="nearest-exact")
-
-
 def _contrast(x: Tensor, kept: float, generator: torch.Generator) -> Tensor:
     """Draw every pixel towards its image's mean."""
     mean = x.mean((1, 2, 3), keepdim=True)
@@ -116,11 +110,10 @@ def _moved(x: Tensor, theta: Tensor) -> Tensor:
 _CORRUPTIONS: dict[str, tuple[_Corruption, tuple[float, ...]]] = {  # with the amount of each severity
     "noise": (_noise, (0.05, 0.1, 0.2, 0.3, 0.45)),
     "impulses": (_impulses, (0.02, 0.05, 0.1, 0.2, 0.3)),
-    "blur": (_blur, (0.02, 0.035, 0.05, 0.07, 0.1)),
-    "pixelate": (_pixelate, (0.75, 0.6, 0.5, 0.4, 0.3)),
+    "blur": (_blur, (0.04, 0.055, 0.07, 0.085, 0.1)),
     "contrast": (_contrast, (0.7, 0.5, 0.35, 0.2, 0.1)),
     "brightness": (_brightness, (0.1, 0.2, 0.3, 0.4, 0.5)),
-    "occlusion": (_occlusion, (0.2, 0.3, 0.4, 0.5, 0.6)),
+    "occlusion": (_occlusion, (0.15, 0.25, 0.35, 0.5, 0.6)),
     "rotation": (_rotation, (10, 20, 30, 40, 50)),
     "shift": (_shift, (0.04, 0.08, 0.12, 0.16, 0.2)),
 }

@@ -174,7 +174,8 @@ def _read(name: str, path: Path | None) -> tuple[_Raw, _Raw | None, tuple[str, .
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}: name an .npz file with images and labels")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # An open file of our own, as numpy leaves its own open after an error.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             given = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read as .npz ({error}): save it anew by numpy.savez") from None
