@@ -12,7 +12,8 @@ from torch import Tensor
 from lowland.studies.links import answering
 from lowland.studies.links.answering import METRICS, answer, rank_queries
 from lowland.studies.links.graphs import Graph, load_graph
-from lowland.studies.links.queries import KINDS, Facts, Query, sample_queries
+from lowland.studies.links.queries import Query, sample_queries
+from lowland.studies.links.trees import KINDS, Facts
 
 from .reference import queries as twin
 
@@ -142,7 +143,8 @@ def test_arguments_of_sampling_are_checked(graph: Graph, change: dict, message: 
 def test_a_graph_without_such_queries_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = torch.tensor([[0, 0, 1]]), torch.tensor([[2, 0, 3]])
     flat = Graph("flat", ("a", "b", "c", "d"), ("r",), one, one, other)
-    monkeypatch.setattr("lowland.studies.links.queries._TRIES", 20)
+    for module in ("queries", "trees"):
+        monkeypatch.setattr(f"lowland.studies.links.{module}.TRIES", 20)
     with pytest.raises(ValueError, match="no path that a 2p query could follow"):
         sample_queries(flat, ["2p"], 1, seeded())
     with pytest.raises(ValueError, match="1 more 2i queries"):

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .queries import KINDS, Query, fold
+from .queries import Query
+from .trees import KINDS, fold
 
 # Raw scores of all entities as the tails of links: heads (B,), relations (B,) -> (B, entities).
 Scores = Callable[[Tensor, Tensor], Tensor]
@@ -52,7 +53,7 @@ def answer(
     >>> answer(lambda heads, relations: link[heads], query).exp()
     tensor([[0.6439, 0.3655]])
     """
-    return _answer(partial(_truths, scores), [queries] if isinstance(queries, Query) else queries, t_norm, beam)
+    return _answer(partial(_truths, scores), queries if isinstance(queries, Sequence) else [queries], t_norm, beam)
 
 
 @torch.no_grad()
