@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -189,6 +190,9 @@ def test_the_report_shows_the_shift(finished: Path) -> None:
 
     page = write(finished).read_text(encoding="utf-8")
     assert "Shifted: other" in page and "MC dropout" in page and "disagreement" in page
+    # A choice study asks questions: no word of texts, nor of what the demonstration's are like.
+    shown = re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL)
+    assert not re.search(r"\btexts?\b|abusive", shown, flags=re.IGNORECASE) and "Leaving questions to a human" in shown
 
 
 def test_settings_survive_the_file_and_mistakes_are_named(home: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ _INTERVALS = ("nll", "ece", "accuracy", "f1")
 
 def render(run: Run) -> str:
     """The whole report as HTML text."""
+    things = tables.things(run)
     return templates.render(
         "page.html.j2",
         run=run,
@@ -25,8 +26,8 @@ def render(run: Run) -> str:
         metrics=METRICS,
         titles=tables.TITLES,
         lower=tables.LOWER,
-        metric_meanings=tables.METRIC_MEANINGS,
-        meanings={method: tables.MEANINGS[method] for method in run.methods},
+        metric_meanings=tables.spoken(tables.METRIC_MEANINGS, things),
+        meanings=tables.spoken({method: tables.MEANINGS[method] for method in run.methods}, things),
         verdict=[part.strip() for part in run.metrics["verdict"].partition(". ") if part.strip(". ")],
         rows=tables.results(run),
         overlap=tables.overlap_sentences(run),
@@ -34,7 +35,8 @@ def render(run: Run) -> str:
         differences=tables.differences(run),
         spread=tables.spread(run),
         shifted=tables.shifted(run),
-        things="questions" if "shifted" in run.metrics else "texts",
+        things=things,
+        thing=things.removesuffix("s"),
         groups={
             "uncertain": tables.uncertain(run.texts),
             "wrong": tables.confidently_wrong(run.texts),
@@ -74,7 +76,7 @@ def _figures(run: Run) -> dict[str, Any]:
         ],
         "head_one": Markup(plots.head(run.samples, run.means, run.weight_names, 0, "head-one")),
         "head_all": Markup(plots.head(run.samples, run.means, run.weight_names, None, "head-all")),
-        "risk_plot": Markup(plots.selective_risk(curves, "risk")),
+        "risk_plot": Markup(plots.selective_risk(curves, "risk", tables.things(run))),
         "risk_at": [
             (method, [f"{plots.at(curve, coverage):.1%}" for coverage in (0.5, 0.8, 1.0)])
             for method, curve in curves.items()

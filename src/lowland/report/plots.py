@@ -174,8 +174,8 @@ def head(samples: Floats, means: Floats, names: tuple[str, str], only: int | Non
     return text_of(draw, size, name, f"Samples of two head weights, {who}", alt + ".")
 
 
-def selective_risk(curves: Mapping[str, SelectiveRisk], name: str) -> str:
-    """Error among the texts a method is most certain of, from few of them to all."""
+def selective_risk(curves: Mapping[str, SelectiveRisk], name: str, things: str = "texts") -> str:
+    """Error among the texts, or other `things`, a method is most certain of, from few of them to all."""
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -190,13 +190,13 @@ def selective_risk(curves: Mapping[str, SelectiveRisk], name: str) -> str:
         axes.set_ylim(0, highest * 1.15)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.set_xlabel("texts answered, the most certain first")
+        axes.set_xlabel(f"{things} answered, the most certain first")
         axes.set_ylabel("wrong among the answered")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, columnspacing=1.2)
 
     said = "; ".join(
-        f"{method} {at(curve, 0.5):.1%} wrong at half of the texts, {at(curve, 0.8):.1%} at 80%, {at(curve, 1.0):.1%} "
-        "at all"
+        f"{method} {at(curve, 0.5):.1%} wrong at half of the {things}, {at(curve, 0.8):.1%} at 80%, "
+        f"{at(curve, 1.0):.1%} at all"
         for method, curve in curves.items()
     )
     return text_of(draw, FLAT, name, "Selective risk", f"Selective-risk curves: {said}.")

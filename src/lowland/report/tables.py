@@ -45,6 +45,20 @@ METRIC_MEANINGS = {
 }
 
 
+def things(run: Run) -> str:
+    """What the run's models were asked: a choice study has shifted sets, if only none of them."""
+    return "questions" if "shifted" in run.metrics else "texts"
+
+
+def spoken(meanings: Mapping[str, str], things: str) -> dict[str, str]:
+    """The meanings in the study's own word for a text.
+
+    >>> spoken({"accuracy": "share of texts classified rightly"}, "questions")
+    {'accuracy': 'share of questions classified rightly'}
+    """
+    return {name: meaning.replace("texts", things) for name, meaning in meanings.items()}
+
+
 @dataclass(frozen=True)
 class Cell:
     """One number of the results with its interval."""
