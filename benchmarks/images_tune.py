@@ -31,7 +31,7 @@ from lowland.studies.images.trajectory import Trajectory, one_thread
 SEED = 1000  # not one of the study's
 SETS = ("mnist", "digits")
 NETWORKS = tuple(sys.argv[1:]) or ("cnn", "vgg", "preresnet")
-BASES = (0.02, 0.05, 0.1, 0.2)
+BASES = (0.005, 0.01, 0.02, 0.05, 0.1)
 SHARES = (0.1, 0.25, 0.5, 1.0)  # SWA rates, of the base rate
 KEPT = ROOT / "runs" / "images-tune.json"
 

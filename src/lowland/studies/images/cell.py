@@ -16,67 +16,13 @@ from typing import Any
 from ... import ASWA, SWA, SWAG, Mixture
 from ...cycles import swa_linear
 from ..grid.cells import Cell
-from ..grid.kinds import Kind, Metric
 from .config import ImagesStudy, counts_of, path_of, rates_of
 from .evaluation import Candidate, Judge, Score
+from .kind import KIND
 from .methods import AlongSGD, AlongSWA, Clock, fge, sgd_schedule, snapshot_ensemble, swa_schedule, watch_all
 from .sets import Images, load_images
 from .trajectory import State, Trajectory, one_thread, seeded, shared_epochs
 
-KIND = Kind(
-    name="images",
-    things="images",
-    metrics=(
-        Metric("accuracy", "accuracy", higher=True),
-        Metric("nll", "NLL", higher=False),
-        Metric("ece", "ECE", higher=False),
-        Metric("brier", "Brier", higher=False),
-    ),
-    baseline="SGD",
-    methods=(
-        "SGD",
-        "SGD 1.5",
-        "best checkpoint",
-        "EMA",
-        "LAWA",
-        "SWA",
-        "SWA 1.25",
-        "SWA 1.5",
-        "SWA from epoch 1",
-        "ASWA",
-        "ASWA 1.5",
-        "ASWA from epoch 1",
-        "FGE",
-        "Snapshot",
-        "SWAG 1.5",
-        "deep ensemble",
-        "MultiSWA 1.5",
-        "MultiSWAG 1.5",
-    ),
-    claims=(
-        ("SWA", "SGD"),
-        ("SWA 1.25", "SGD"),
-        ("SWA 1.5", "SGD"),
-        ("SWA 1.5", "SGD 1.5"),
-        ("SWA 1.5", "SWA"),
-        ("FGE", "SGD"),
-        ("FGE", "Snapshot"),
-        ("SWAG 1.5", "SWA 1.5"),
-        ("MultiSWAG 1.5", "SWAG 1.5"),
-        ("MultiSWAG 1.5", "deep ensemble"),
-        ("ASWA", "SWA"),
-        ("ASWA 1.5", "SWA 1.5"),
-        ("ASWA from epoch 1", "SWA from epoch 1"),
-        ("ASWA", "best checkpoint"),
-    ),
-    parts={
-        "test": "test",
-        "noise-3": "noise, severity 3",
-        "blur-3": "blur, severity 3",
-        "rotation-3": "rotation, severity 3",
-        "shift-3": "shift, severity 3",
-    },
-)
 LONGEST = 1.5  # budgets
 
 
