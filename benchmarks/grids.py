@@ -1,0 +1,153 @@
+"""The result page of a grid study: what its metrics.json holds, as Markdown tables beside machine and command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the list of peers lies among the tests
+from pages import machine, table, versions
+
+from lowland.studies.grid.kinds import Kind
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write(kind: Kind, folder: Path, name: str, command: str, notes: list[str], packages: tuple[str, ...]) -> None:
+    """Write results/NAME.md and .json from a finished run folder; curves stay in the run folder."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    timings = json.loads((folder / "timings.json").read_text(encoding="utf-8"))
+    about = machine()
+    known = {
+        "date": date.today().isoformat(),
+        "command": command,
+        "machine": about,
+        "versions": versions(packages),
+        "cells_minutes": timings["cells_seconds"] / 60,
+        "config": (folder / "config.toml").read_text(encoding="utf-8"),
+        **{key: value for key, value in metrics.items() if key not in ("curves", "kind")},
+    }
+    lines = [
+        f"# The study of {kind.name} over seeds",
+        "",
+        f"{known['date']}, {about['cpu']}, {about['cores']} cores. "
+        f"Versions: {', '.join(f'{k} {v}' for k, v in known['versions'].items())}. Command: `{command}`.",
+        f"{len(metrics['pairs'])} pairs of data set and model, seeds {', '.join(map(str, metrics['seeds']))}; "
+        f"{known['cells_minutes']:.0f} minutes of one core in all, {known['cells_minutes'] / 2:.0f} on two.",
+        "",
+        metrics["verdict"],
+        "",
+        *(f"{note}\n" for note in notes),
+        *_claims(kind, metrics),
+        *_tables(kind, metrics),
+        *_shifted(kind, metrics),
+        *_gaps(kind, metrics),
+        *_sensitivity(kind, metrics),
+        *_decisions(metrics),
+    ]
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def _cell(one: dict[str, Any], digits: int = 4) -> str:
+    return f"{one['mean']:.{digits}f} ± {one['sd']:.{digits}f}"
+
+
+def _claims(kind: Kind, metrics: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Claims over all pairs",
+        "",
+        "Mean difference on test data over pairs; in how many pairs the first method is better; Wilcoxon's p with "
+        "Holm's correction for the claims of the column, and without.",
+        "",
+    ]
+    rows = []
+    for claim, found in metrics["claims"].items():
+        row = {"difference": claim}
+        for metric in kind.metrics:
+            own = found[metric.key]
+            row[f"{metric.label} ({'higher' if metric.higher else 'lower'} is better)"] = (
+                f"{own['mean']:+.4f}, {own['better']} of {own['n']}, p {own['p_holm']:.2g} ({own['p']:.2g})"
+            )
+        rows.append(row)
+    lines += [*table(rows), "", f"{kind.main.label}, paired differences of each pair, 95 % intervals over seeds:", ""]
+    rows = []
+    for place, (data, model) in enumerate(metrics["pairs"]):
+        row = {"pair": f"{data}, {model}"}
+        for claim, found in metrics["claims"].items():
+            own = found[kind.main.key]["pairs"][place]
+            within = "" if own["low"] is None else f" [{own['low']:+.4f}, {own['high']:+.4f}]"
+            row[claim] = f"{own['mean']:+.4f}{within}"
+        rows.append(row)
+    return [*lines, *table(rows), ""]
+
+
+def _tables(kind: Kind, metrics: dict[str, Any]) -> list[str]:
+    lines = ["## Test data, mean ± standard deviation over seeds", ""]
+    for metric in kind.metrics:
+        lines += [f"### {metric.label}, {'higher' if metric.higher else 'lower'} is better", ""]
+        lines += [*table(_by_pair(kind, metrics, "test", metric.key)), ""]
+    return lines
+
+
+def _by_pair(kind: Kind, metrics: dict[str, Any], part: str, key: str) -> list[dict[str, object]]:
+    return [
+        {"method": method}
+        | {f"{d}, {m}": _cell(metrics["table"][d][m][method][part][key]) for d, m in metrics["pairs"]}
+        for method in kind.methods
+    ]
+
+
+def _shifted(kind: Kind, metrics: dict[str, Any]) -> list[str]:
+    """Means over pairs of every other part: single pairs stand in the .json."""
+    data, model = metrics["pairs"][0]
+    parts = [p for p in metrics["table"][data][model][kind.methods[0]] if p not in ("train", "validation")]
+    if len(parts) < 2:
+        return []
+    rows = []
+    for method in kind.methods:
+        row: dict[str, object] = {"method": method}
+        for part in parts:
+            means = [metrics["table"][d][m][method][part][kind.main.key]["mean"] for d, m in metrics["pairs"]]
+            row[kind.parts.get(part, part)] = f"{sum(means) / len(means):.4f}"
+        rows.append(row)
+    return [f"## Beyond the test data: {kind.main.label}, mean over seeds and pairs", "", *table(rows), ""]
+
+
+def _gaps(kind: Kind, metrics: dict[str, Any]) -> list[str]:
+    what = "training less test" if kind.main.higher else "test less training"
+    rows = [
+        {"method": method} | {f"{d}, {m}": _cell(metrics["generalisation"][d][m][method]) for d, m in metrics["pairs"]}
+        for method in kind.methods
+    ]
+    return [f"## Generalisation gap: {kind.main.label}, {what}", "", *table(rows), ""]
+
+
+def _sensitivity(kind: Kind, metrics: dict[str, Any]) -> list[str]:
+    axes: dict[str, list[dict[str, object]]] = {}
+    for data, models in metrics["sensitivity"].items():
+        for model, found in models.items():
+            for axis, rows in found.items():
+                for row in rows:
+                    told = {part: _cell(row[part]) for part in ("validation", "test")}
+                    told["n"] = row["test"]["n"]
+                    axes.setdefault(axis, []).append(
+                        {"pair": f"{data}, {model}", "method": row["method"], axis: f"{row['value']:g}"} | told
+                    )
+    lines = [f"## Sensitivity: {kind.main.label} against one setting at a time", ""] if axes else []
+    for axis, rows in axes.items():
+        lines += [f"### {axis}", "", *table(rows), ""]
+    return lines
+
+
+def _decisions(metrics: dict[str, Any]) -> list[str]:
+    rows = [
+        {"pair": f"{data}, {model}"} | {action: f"{found['mean']:.1f}" for action, found in own.items()}
+        for data, models in metrics["decisions"].items()
+        for model, own in models.items()
+    ]
+    return ["## What ASWA did, means over seeds", "", *table(rows), ""]
