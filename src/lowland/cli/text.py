@@ -128,8 +128,8 @@ def data_list(as_json: screen.Json = False) -> None:
         table.add_row(item.name, item.what, item.rows, f"{item.megabytes} MB", item.licence, here)
     screen.out.print(table)
     screen.say(
-        'Fetch one with `lowland data get NAME`, then set `name = "NAME"` under [data] of a study. Questions for '
-        f"choice studies and models are fetched alike: {', '.join(OTHERS)}. Licences bind you."
+        'Fetch one with `lowland data get NAME`, then set `name = "NAME"` under [data] of a study. Questions, '
+        f"images, graphs and models for the other studies are fetched alike: {', '.join(OTHERS)}. Licences bind you."
     )
 
 
