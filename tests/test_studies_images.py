@@ -18,9 +18,10 @@ from lowland.studies.grid.cells import Cell, check_result
 from lowland.studies.images import KIND, ImagesStudy, cells, from_mapping, read_config, run_cell
 from lowland.studies.images import cell as cell_module
 from lowland.studies.images.cell import images_of
-from lowland.studies.images.config import counts_of, network_of, path_of, rates_of
+from lowland.studies.images.config import counts_of, path_of, rates_of
 from lowland.studies.images.evaluation import Candidate, Judge, Score
 from lowland.studies.images.methods import AlongSWA, Clock, fge, sgd_schedule, snapshot_ensemble, swa_schedule
+from lowland.studies.images.names import network_of
 from lowland.studies.images.sets import Images
 from lowland.studies.images.trajectory import Trajectory, seeded, shared_epochs
 

@@ -21,7 +21,8 @@ from ...cycles import Schedule
 from ...weights import clone_of, floating, weights_of
 from ..grid.cells import Cell
 from ..training import derived_seed, stream
-from .config import ImagesStudy, network_of, rates_of
+from .config import ImagesStudy, rates_of
+from .names import network_of
 from .networks import build
 from .sets import Images, augmented, standardised
 
