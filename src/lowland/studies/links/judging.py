@@ -35,7 +35,9 @@ class Judge:
         shown = study.data.train_triples or len(graph.train)
         some = torch.randperm(len(graph.train), generator=stream(0, "train part"))[:shown]
         parts = {"train": graph.train[some], "validation": graph.validation, "test": graph.test}
-        self.rankings = {part: Ranking(graph, triples) for part, triples in parts.items()}
+        seen = torch.cat([graph.train, graph.validation])
+        known = {"validation": seen}  # choices rest on it, so it leaves nothing out that only test triples tell
+        self.rankings = {part: Ranking(graph, triples, known.get(part)) for part, triples in parts.items()}
         self.queries = queries_of(study.queries, graph)
 
     def links(self, scorer: Scorer, weights: Weights, parts: Iterable[str] = PARTS) -> dict[str, Metrics]:

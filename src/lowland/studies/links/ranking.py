@@ -24,6 +24,10 @@ _PIECE = 1 << 25  # bytes of scores that live at once
 class Ranking:
     """What some triples of a graph ask of a scorer, with the entities that each question leaves out.
 
+    `known_triples` (N, 3) say which entities are left out; by default they are all triples of the graph. What chooses
+    must not know the test triples, not even as rivals to leave out: their absence would raise the scores of models
+    that rank them high.
+
     >>> from lowland.studies.links.graphs import graph_of
     >>> graph = graph_of("tiny", [("a", "r", "b"), ("a", "r", "c")], [("b", "r", "d")], [("a", "r", "d")])
     >>> ranking = Ranking(graph, graph.test)
@@ -31,9 +35,9 @@ class Ranking:
     tensor([2.0000, 2.5000], dtype=torch.float64)
     """
 
-    def __init__(self, graph: Graph, triples: Tensor) -> None:
+    def __init__(self, graph: Graph, triples: Tensor, known_triples: Tensor | None = None) -> None:
         relations = len(graph.relations)
-        known = Tails(with_inverses(graph.everything, relations))
+        known = Tails(with_inverses(graph.everything if known_triples is None else known_triples, relations))
         asked = with_inverses(triples, relations)  # (2 N, 3)
         lines = max(1, _PIECE // (4 * len(graph.entities)))
         self._pieces: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
