@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lowland import SWA, SWAG, Mixture, Snapshots, applied, predict, refresh_bn
-from lowland.averager import Drawable
 from lowland.bn_draws import DrawRefresher
+from lowland.posteriors import Drawable
 from lowland.predict import Prediction
 
 from .test_batchnorm import assert_same, state

@@ -19,6 +19,7 @@ import lowland
 from lowland import EMA, SWAG, Mixture, Snapshots, checkpoints
 from lowland.averager import Averager
 from lowland.checkpoints import open_checkpoint, posterior, sample, through
+from lowland.posteriors import Posterior, draws
 from lowland.weights import matching
 
 from .checkpoint_kinds import nested, sharded, single, weights_at
@@ -96,8 +97,8 @@ def test_draws_are_those_of_the_posterior_in_memory(kind: str, tmp_path: Path) -
     made = sample(tmp_path / "p.safetensors", like, 3, tmp_path / "draws", seed=5, view=view)
     generator = torch.Generator().manual_seed(5)
     source = held.tempered(0.25) if isinstance(held, SWAG) and kind == "tempered" else held
-    assert isinstance(source, lowland.averager.Posterior)
-    wanted = list(lowland.averager.draws(source, 3, generator))
+    assert isinstance(source, Posterior)
+    wanted = list(draws(source, 3, generator))
     for number, path in enumerate(made):
         got = drawn_from(path)
         for name, tensor in weights_at(0).items():

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import lowland
 from lowland import applied, copy_to, weights_of
-from lowland.averager import Averager, Finite, Posterior
+from lowland.averager import Averager
+from lowland.posteriors import Finite, Posterior
 from lowland.weights import trainable
 
 from .conformance import AVERAGERS, POSTERIORS, Method

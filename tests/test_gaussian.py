@@ -18,8 +18,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import lowland.gaussian
 from lowland import SWAG, Mixture, kernels
-from lowland.averager import draws as draws_of
 from lowland.gaussian import Gaussian, draw, stream
+from lowland.posteriors import draws as draws_of
 
 from .problems import walk
 from .reference.gaussian import reference_draw

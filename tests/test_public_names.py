@@ -17,7 +17,7 @@ PUBLIC = {
 }
 # Public by their own names.
 SUBMODULES = {
-    *("weights", "averager", "moments"),
+    *("weights", "averager", "posteriors", "moments"),
     *("swa", "ema", "snapshots", "swag", "aswa", "mixture", "soup", "cycles"),
     *("batchnorm", "control_variate", "predict", "calibration", "files", "landscape"),
     *("profiles", "records", "retroactive", "recorder"),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lowland import Mixture, Snapshots, applied, predict, snapshot_files
-from lowland.averager import Finite, Posterior, Streamed, draws, members_of
+from lowland.posteriors import Finite, Posterior, Streamed, draws, members_of
 from lowland.snapshot_files import SnapshotFiles
 from lowland.weights import floating
 

@@ -77,7 +77,7 @@ def test_the_numbers_are_those_of_the_probabilities(finished: Path) -> None:
 
 
 def test_the_posterior_and_the_adapters_are_what_was_evaluated(finished: Path) -> None:
-    from lowland.averager import draws
+    from lowland.posteriors import draws
     from lowland.studies.classifier import adapt, load_encoder
     from lowland.studies.datasets import load_splits
     from lowland.studies.tokens import tokenise

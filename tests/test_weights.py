@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from lowland import applied, copy_to, weights_of
+from lowland.reading import Reader
 from lowland.weights import (
-    Reader,
     bare_name,
     check_same,
     clone_of,

@@ -16,8 +16,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from .averager import Drawable, members_of
 from .calibration import accuracy, ece, nll
+from .posteriors import Drawable, members_of
 from .predict import predict
 from .probabilities import Array
 

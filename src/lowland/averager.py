@@ -1,10 +1,10 @@
-"""The seam: what an averager is, and what anything is that weights can be drawn from."""
+"""The seam: what an averager is. What weights can be drawn from stands in `posteriors`."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, final, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +12,12 @@ from torch import Tensor, nn
 from . import background
 from .moments import first_nonfinite
 from .passes import Passes
-from .shards import (
-    anywhere,
-    check_placements,
-    check_same_placements,
-    is_sharded,
-    like,
-    local,
-    part_of,
-)
-from .weights import Reader, Select, Weights, check_same, clone_of, parameters, select_name
-
-Slot = dict[str, Tensor]
-Settings = dict[str, Any]
-
+from .reading import Reader, named_tensors
+from .shards import anywhere, check_same_placements, is_sharded
+from .slots import Settings as Settings
+from .slots import Slot as Slot
+from .slots import allocated, check_real, check_state, fitting, kept_on
+from .weights import Select, Weights, check_same, clone_of, parameters, select_name
 
 KINDS: dict[str, type[Averager]] = {}  # every averager by its class name, for reading state files
 
@@ -113,11 +105,11 @@ class Averager(ABC):
             ValueError: names or shapes differ from the first update's, or a value is not finite. Nothing is changed.
         """
         self._settle()
-        weights = self._read(model_or_weights)
+        weights = named_tensors(model_or_weights, self._reader, self.select)
         fresh = not self._slots
         known = not fresh and self._passes.knows(weights)  # as at the last update: nothing to check anew, no shards
         if not known:
-            _real(weights)
+            check_real(weights)
         if not fresh and not known:
             what = f"update of {type(self).__name__}"
             check_same(self._like(), weights, what=what)
@@ -152,7 +144,9 @@ class Averager(ABC):
         """
         if self._slots:
             raise RuntimeError(f"{type(self).__name__} already holds {self.count} updates: allocate a new one")
-        self._slots = self._make_slots(_real(self._read(model_or_weights)))
+        weights = named_tensors(model_or_weights, self._reader, self.select)
+        check_real(weights)
+        self._slots = self._make_slots(weights)
 
     @property
     def count(self) -> int:
@@ -212,9 +206,10 @@ class Averager(ABC):
             if set(slots) != set(own):
                 raise ValueError(f"the state has the slots {sorted(slots)}, wanted {sorted(own)}: another version's")
         if self._slots and slots:
-            slots = {slot: self._fitting(slot, slots) for slot in self._slots}
+            what = f"of {type(self).__name__}"
+            slots = {s: fitting(own, slots[s], f"loading the slot {s!r} {what}") for s, own in self._slots.items()}
         taken = {
-            slot: {name: self._at_home(tensor, copy) for name, tensor in tensors.items()}
+            slot: {name: kept_on(self.device, tensor, copy) for name, tensor in tensors.items()}
             for slot, tensors in slots.items()
         }
         # First of the three, as a method may refuse damaged scalars.
@@ -285,30 +280,12 @@ class Averager(ABC):
             "unchanged; lower the learning rate or clip gradients, or pass check_finite=False to average it"
         )
 
-    def _at_home(self, tensor: Tensor, copy: bool) -> Tensor:
-        shard = self._home(local(tensor))
-        return like(shard.clone() if copy else shard, tensor)
-
     def _make_slots(self, weights: Slot) -> dict[str, Slot]:
-        """Allocate on the shards alone, and place what comes as the weights are placed."""
-        shards = {name: self._home(local(tensor)) for name, tensor in weights.items()}
-        return {
-            slot: {
-                name: like(t, weights[name], leading=t.shape[: t.ndim - shards[name].ndim]) for name, t in own.items()
-            }
-            for slot, own in self._allocate(shards).items()
-        }
+        return allocated(weights, self._allocate, self.device)
 
-    def _fitting(self, slot: str, slots: Mapping[str, Slot]) -> Slot:
-        """The named slot of a state, in shards where our own is; refused by name unless it fits."""
-        own, given, what = self._slots[slot], slots[slot], f"loading the slot {slot!r} of {type(self).__name__}"
-        check_same(own, given, what=what)
-        parts = {
-            name: part_of(given[name], tensor) if is_sharded(tensor) and not is_sharded(given[name]) else given[name]
-            for name, tensor in own.items()
-        }
-        check_same_placements(own, parts, what=what)
-        return parts
+    def _check_kind(self, state: Mapping[str, Any]) -> None:
+        """Refuse a state of another class or made under other hyper-parameters; its tensors are not looked at."""
+        check_state(state, type(self).__name__, self.settings)
 
     def _views(self) -> dict[str, Any]:
         """The state with the slots' own tensors, which the next update changes."""
@@ -320,24 +297,6 @@ class Averager(ABC):
             "slots": {slot: dict(tensors) for slot, tensors in self._slots.items()},
         }
 
-    def _read(self, model_or_weights: nn.Module | Weights) -> dict[str, Tensor]:
-        if isinstance(model_or_weights, nn.Module):
-            # Its own tensors: under no_grad they need no detaching, which costs more than a small update.
-            return self._reader.selected(model_or_weights, self.select)
-        if not isinstance(model_or_weights, Mapping):
-            raise ValueError(
-                f"update wants a torch Module or a mapping from names to tensors, got {type(model_or_weights).__name__}"
-            )
-        if not model_or_weights:
-            raise ValueError("update got an empty mapping: pass at least one named tensor")
-        strangers = [name for name, tensor in model_or_weights.items() if not isinstance(tensor, Tensor)]
-        if strangers:
-            raise ValueError(f"update wants tensors, got something else under {strangers[:5]}")
-        return dict(model_or_weights)
-
-    def _home(self, tensor: Tensor) -> Tensor:
-        return tensor if self.device is None else tensor.to(self.device)
-
     def _like(self) -> Slot:
         """The first slot: by convention its tensors have the shapes of the weights."""
         return next(iter(self._slots.values()))
@@ -347,118 +306,3 @@ class Averager(ABC):
             wanted = "call update(model) first" if at_least == 1 else f"at least {at_least} updates are needed"
             held = "no weights yet" if self.count == 0 else f"{self.count} update(s)"
             raise RuntimeError(f"{type(self).__name__} has {held}: {wanted}")
-
-    def _check_kind(self, state: Mapping[str, Any]) -> None:
-        """Refuse a state of another class or made under other hyper-parameters; its tensors are not looked at."""
-        missing = [key for key in ("class", "count", "settings", "slots") if key not in state]
-        if missing:
-            raise ValueError(f"this is no averager's state: it lacks {missing}; pass what state_dict() returned")
-        if state["class"] != type(self).__name__:
-            raise ValueError(f"the state is of a {state['class']}, got a {type(self).__name__} to load it")
-        self._check_settings(state["settings"])
-
-    def _check_settings(self, saved: Mapping[str, Any]) -> None:
-        own = self.settings
-        differ = [
-            f"{key} (state {saved.get(key)!r}, here {own.get(key)!r})"
-            for key in {**own, **saved}
-            if saved.get(key) != own.get(key)
-        ]
-        if differ:
-            raise ValueError(
-                f"the state of {type(self).__name__} was made under other hyper-parameters: {', '.join(differ)}; "
-                "build the averager with the state's values"
-            )
-
-
-def _real(weights: Slot) -> Slot:
-    check_placements(weights)
-    complex_ones = [name for name, tensor in weights.items() if tensor.is_complex()]
-    if complex_ones:
-        raise ValueError(f"{complex_ones[:5]} are complex: pass torch.view_as_real of them, or leave them out")
-    return weights
-
-
-@runtime_checkable
-class Posterior(Protocol):
-    """Anything that weights can be drawn from."""
-
-    def sample(self, n: int | None = None, *, generator: torch.Generator | None = None) -> Weights:
-        """Draw weights; with `n` every tensor gains a leading axis of `n` draws."""
-
-
-@runtime_checkable
-class Finite(Protocol):
-    """A posterior of finitely many, equally likely points."""
-
-    def members(self) -> Sequence[Weights] | None:
-        """Return every point once, or None when there are infinitely many."""
-
-
-@runtime_checkable
-class Streamed(Protocol):
-    """A posterior that plans several draws together, such as a mixture that gives each member its share."""
-
-    def draws(self, n: int, *, generator: torch.Generator | None = None) -> Iterator[Weights]:
-        """Yield `n` draws one at a time."""
-
-
-@runtime_checkable
-class Composite(Protocol):
-    """A posterior made of others; with its maker in `COMPOSITES` it can be saved."""
-
-    components: list[Drawable]
-
-
-Drawable = Posterior | Averager | Weights
-COMPOSITES: dict[str, Callable[[list[Drawable]], Composite]] = {}  # makers by class name, for reading state files
-
-
-def members_of(posterior: Drawable) -> Sequence[Weights] | None:
-    """Return the points of a finite posterior, or None for one with infinitely many.
-
-    A plain average is one point, and so are bare weights.
-
-    >>> members_of({"w": torch.zeros(1)})
-    [{'w': tensor([0.])}]
-    """
-    if type(posterior) is dict:  # before the protocols, whose checks take as long as a small model's forward pass
-        return [dict(posterior)]
-    if isinstance(posterior, Finite):
-        return posterior.members()
-    if isinstance(posterior, Posterior):
-        return None
-    if isinstance(posterior, Averager):
-        return [posterior.mean()]
-    if isinstance(posterior, Mapping):
-        return [dict(posterior)]
-    raise ValueError(
-        f"weights are drawn from a posterior, an averager or a mapping of named tensors, got {type(posterior).__name__}"
-    )
-
-
-def draws(posterior: Drawable, samples: int | None, generator: torch.Generator | None = None) -> Iterator[Weights]:
-    """Yield weights one draw at a time, so that memory does not grow with their number.
-
-    A finite posterior with `samples=None` yields each member exactly once. With a number, draws are made.
-
-    Raises:
-        ValueError: `samples` is below 1, or is None for a posterior with infinitely many points.
-
-    >>> [w["w"].item() for w in draws({"w": torch.ones(1)}, None)]
-    [1.0]
-    """
-    if samples is not None and samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}")
-    if isinstance(posterior, Streamed) and samples is not None:
-        yield from posterior.draws(samples, generator=generator)
-        return
-    if isinstance(posterior, Posterior) and samples is not None:
-        for _ in range(samples):
-            yield posterior.sample(generator=generator)
-        return
-    members = members_of(posterior)
-    if members is None:
-        raise ValueError("this posterior has infinitely many points: say how many draws with samples=")
-    # A plain average with samples=n is n times the same point: one pass gives the same average.
-    yield from members

@@ -12,9 +12,9 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from .averager import Drawable, members_of
 from .bn_statistics import layers_of
 from .control_variate import BNReference, Refreshed, bn_reference
+from .posteriors import Drawable, members_of
 from .weights import Weights, applied
 
 Batch = TypeVar("Batch")

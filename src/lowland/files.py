@@ -16,7 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from . import tensorfile
-from .averager import COMPOSITES, KINDS, Averager, Composite, Drawable
+from .averager import KINDS, Averager
+from .posteriors import COMPOSITES, Composite, Drawable
 from .weights import Weights, select_from, select_name
 
 FORMAT = 1

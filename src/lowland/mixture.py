@@ -17,7 +17,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .averager import COMPOSITES, Averager, Drawable, Posterior, draws, members_of
+from .averager import Averager
+from .posteriors import COMPOSITES, Drawable, Posterior, draws, members_of
 from .shards import like, local
 from .weights import Weights, check_same, clone_of
 

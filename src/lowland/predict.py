@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from .averager import Drawable, Posterior, draws, members_of
 from .batches import call, caller, evaluating, unwrapped
 from .batchnorm import refresh_bn
 from .bn_draws import DrawRefresher
 from .moments import first_nonfinite
 from .plans.runner import PLANS, Runner
 from .plans.sums import Classes, Numbers
+from .posteriors import Drawable, Posterior, draws, members_of
 from .predictive import Prediction as Prediction
 from .predictive import Regression as Regression
 from .weights import Weights, applied, bare_name

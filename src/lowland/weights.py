@@ -8,124 +8,23 @@ two names (tied weights) is listed once, under the first.
 
 from __future__ import annotations
 
-import ast
-import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
+from .selection import Score as Score
+from .selection import Select as Select
+from .selection import Weights as Weights
+from .selection import bare_name as bare_name
+from .selection import floating as floating
+from .selection import matching as matching
+from .selection import parameters as parameters
+from .selection import select_from as select_from
+from .selection import select_name as select_name
+from .selection import trainable as trainable
 from .shards import check_same_placements, is_sharded, local, part_of, reshard
-
-Weights = Mapping[str, Tensor]
-Select = Callable[[str, Tensor], bool]
-Score = Callable[[Weights], float]
-
-_WRAPPER_PREFIXES = frozenset({"module", "_orig_mod"})
-# What torch.compile, activation checkpointing and FSDP1 insert at any depth; no names that a user gives.
-_TRANSPARENT = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
-
-
-def parameters(name: str, tensor: Tensor) -> bool:
-    """Select every parameter, and no buffer.
-
-    >>> parameters("weight", nn.Parameter(torch.zeros(2)))
-    True
-    >>> parameters("running_mean", torch.zeros(2))
-    False
-    """
-    return isinstance(tensor, nn.Parameter)
-
-
-def trainable(name: str, tensor: Tensor) -> bool:
-    """Select the parameters that take gradients: on a PEFT model, the adapter and what is saved with it.
-
-    >>> trainable("weight", nn.Parameter(torch.zeros(2), requires_grad=False))
-    False
-    """
-    return isinstance(tensor, nn.Parameter) and tensor.requires_grad
-
-
-def floating(name: str, tensor: Tensor) -> bool:
-    """Select every floating-point tensor: parameters and buffers such as BatchNorm's running statistics.
-
-    >>> floating("running_mean", torch.zeros(2)), floating("num_batches_tracked", torch.tensor(0))
-    (True, False)
-    """
-    return tensor.is_floating_point()
-
-
-@dataclass(frozen=True)
-class _Matching:
-    pattern: str
-
-    def __call__(self, name: str, tensor: Tensor) -> bool:
-        return re.search(self.pattern, name) is not None
-
-    def __repr__(self) -> str:
-        return f"matching({self.pattern!r})"
-
-
-def matching(pattern: str) -> Select:
-    """Select the tensors in whose name the regular expression `pattern` is found (`re.search`).
-
-    Raises:
-        ValueError: the pattern is not a regular expression.
-
-    >>> matching(r"^head\\.")("head.weight", torch.zeros(1))
-    True
-    """
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"matching wants a regular expression, got {pattern!r} ({error})") from None
-    return _Matching(pattern)
-
-
-@dataclass(frozen=True)
-class _Listed:
-    names: frozenset[str]
-
-    def __call__(self, name: str, tensor: Tensor) -> bool:
-        return bare_name(name) in self.names
-
-    def __repr__(self) -> str:
-        return f"{len(self.names)} listed names"
-
-
-def select_from(name: str, tensors: Weights) -> Select:
-    """Return the predicate that a state file calls `name`; an unknown one selects exactly the names of `tensors`.
-
-    >>> select_from("trainable", {}) is trainable
-    True
-    >>> select_from("my_own_function", {"w": torch.zeros(1)})("w", torch.zeros(1))
-    True
-    """
-    known: dict[str, Select] = {"parameters": parameters, "trainable": trainable, "floating": floating}
-    if name in known:
-        return known[name]
-    if name.startswith("matching(") and name.endswith(")"):
-        return matching(ast.literal_eval(name.removeprefix("matching(").removesuffix(")")))
-    return _Listed(frozenset(tensors))
-
-
-def bare_name(name: str) -> str:
-    """Strip the path components that wrappers add.
-
-    >>> bare_name("module._orig_mod.fc.weight"), bare_name("layer._checkpoint_wrapped_module.fc.weight")
-    ('fc.weight', 'layer.fc.weight')
-    """
-    if not name.startswith("module.") and "_orig_mod" not in name and "_wrapped_module" not in name:
-        return name
-    # Only leading components: a user's own submodule may be called `module` further down.
-    parts = name.split(".")
-    while len(parts) > 1 and parts[0] in _WRAPPER_PREFIXES:
-        parts = parts[1:]
-    return ".".join(part for part in parts if part not in _TRANSPARENT)
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -200,97 +99,6 @@ def selected(model: nn.Module, select: Select = parameters) -> dict[str, Tensor]
             "choose another predicate, or unfreeze what you want to average"
         )
     return chosen
-
-
-class Reader:
-    """Reads the selected tensors of one model again and again: `selected`, with the names kept from call to call.
-
-    Names are kept only while they follow from the model's structure, which every call looks at: the classes of all
-    modules and the names of their children and parameters. No reference to the model is kept.
-
-    >>> reader, model = Reader(), nn.Linear(2, 1)
-    >>> list(reader.selected(model)) == list(reader.selected(model)) == ["weight", "bias"]
-    True
-    """
-
-    def __init__(self) -> None:
-        self._modules = 0  # how many modules a walk meets at most; another number is another structure
-        self._structure: list[object] = []
-        self._unlike: list[int] = []  # the ids of parameters that were seen to be distinct
-        self._names: list[str] = []
-        self._order: list[int] = []
-
-    def selected(self, model: nn.Module, select: Select = parameters) -> dict[str, Tensor]:
-        """Return what `selected` returns."""
-        if select is not parameters and select is not trainable:
-            return selected(model, select)
-        structure, found = _walk(model, self._modules)
-        if structure != self._structure:
-            self._modules = 1 + sum(len(module._modules) for module in model.modules())
-            structure, found = _walk(model, self._modules)
-        ids = list(map(id, found))
-        # Tied tensors, modules met twice and parameters of other kinds take the long way.
-        if not found or set(map(type, found)) != {nn.Parameter}:
-            return selected(model, select)
-        if ids != self._unlike:
-            if len(set(ids)) < len(ids):
-                return selected(model, select)
-            self._unlike = ids
-        if structure != self._structure:
-            named = selected(model, parameters)
-            places = dict(zip(ids, range(len(ids)), strict=True))
-            # Not with two tensors of one bare name, nor where what is read must be put back into shards first.
-            if len(named) != len(found) or _gathers(model):
-                return selected(model, select)
-            self._names, self._order = list(named), [places[id(tensor)] for tensor in named.values()]
-            self._structure = structure
-        tensors = [found[place] for place in self._order]
-        if select is trainable:
-            chosen: dict[str, Tensor] = {n: t for n, t in zip(self._names, tensors, strict=True) if t.requires_grad}
-            return chosen or selected(model, select)
-        return dict(zip(self._names, tensors, strict=True))
-
-
-def _gathers(model: nn.Module) -> bool:
-    """Whether a module is under FSDP, whose parameters are whole copies at times."""
-    package = sys.modules.get("torch.distributed.fsdp")
-    kinds = (getattr(package, "FSDPModule", ()), getattr(package, "FullyShardedDataParallel", ()))
-    return package is not None and any(isinstance(module, kinds) for module in model.modules())
-
-
-def _walk(model: nn.Module, most: int) -> tuple[list[object], list[Tensor]]:
-    """Return what the names of the parameters follow from, and the parameters; stop after `most` modules.
-
-    What is touched of a module is what this costs, as little of it is in a core's own cache during training.
-    """
-    modules: list[nn.Module | None] = [model]
-    structure: list[object] = []
-    found: list[Tensor | None] = []
-    for module in islice(modules, most):  # which grows as it is walked
-        if module is None:
-            structure.append(None)
-            continue
-        children, own = module._modules, module._parameters
-        structure.append(len(children))
-        if children:
-            structure += children
-            modules += children.values()
-        structure.append(len(own))
-        if own:
-            structure += own
-            found += own.values()
-    structure.append(len(modules))
-    structure += map(type, modules)  # as `fully_shard` changes the class
-    if type(None) not in set(map(type, found)):
-        return structure, found  # type: ignore[return-value]
-    structure += [tensor is None for tensor in found]
-    return structure, [tensor for tensor in found if tensor is not None]
-
-
-def select_name(select: Select) -> str:
-    """Return what a predicate is called in messages and in state files."""
-    known = isinstance(select, _Matching | _Listed)
-    return repr(select) if known else str(getattr(select, "__name__", repr(select)))
 
 
 def check_same(expected: Weights, got: Weights, what: str = "the weights") -> None:

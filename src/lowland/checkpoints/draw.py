@@ -17,8 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..averager import KINDS, Posterior, draws
+from ..averager import KINDS
 from ..files import load
+from ..posteriors import Posterior, draws
 from ..weights import Weights, bare_name, check_same
 from .average import beside, room_for, tied_names
 from .output import Assembly, check_room, check_target

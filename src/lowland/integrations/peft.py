@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..averager import Drawable, draws, members_of
+from ..posteriors import Drawable, draws, members_of
 from .adapter_batches import forward_adapters as forward_adapters
 from .adapter_products import AdapterAverage as AdapterAverage
 from .adapter_products import average_adapters as average_adapters

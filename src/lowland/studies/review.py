@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import Mixture, load
-from ..averager import draws
 from ..calibration import risk_threshold
+from ..posteriors import draws
 from ..probabilities import entropy
 from .classifier import adapt, load_encoder
 from .folder import read_arrays, read_json, write_rows

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ... import SWAG, copy_to, load, save
-from ...averager import draws
 from ...calibration import summary
+from ...posteriors import draws
 from ...probabilities import entropy
 from ...weights import Weights, clone_of, trainable, weights_of
 from ..classifier import AdaptedClassifier

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ... import predict
-from ...averager import Drawable
 from ...calibration import accuracy, nll, summary
+from ...posteriors import Drawable
 from ...weights import Weights
 from ..grid.cells import Cell
 from ..training import derived_seed, stream
