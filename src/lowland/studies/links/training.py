@@ -3,6 +3,8 @@
 A batch holds pairs (h, r), those of inverse relations among them. With y_e = 1 where (h, r, e) is a training triple,
 
     loss = mean over pairs and entities e of BCE(score(h, r, e), (1 - smoothing) y_e + smoothing / entities)
+
+BCE(s, y) is softplus(s) - y s, so the targets, nearly all of them the same, need no matrix of their own.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import softplus
 
 from .graphs import Tails
 from .scorers import Scorer
@@ -49,7 +51,7 @@ def epochs(
         for rows in torch.split(torch.randperm(len(pairs), generator=generator), batch_size):
             heads, relations = pairs[rows].unbind(1)
             scores = scorer(heads, relations)
-            loss = binary_cross_entropy_with_logits(scores, _wanted(scores, tails, heads, relations, smoothing))
+            loss = loss_of(scores, *tails.of(heads, relations), smoothing=smoothing)
             optimiser.zero_grad()
             torch.autograd.backward(loss + scorer.penalty())
             optimiser.step()
@@ -68,8 +70,13 @@ def batches_of(tails: Tails, batch_size: int) -> Iterator[dict[str, Tensor]]:
         yield {"heads": piece[:, 0], "relations": piece[:, 1]}
 
 
-def _wanted(scores: Tensor, tails: Tails, heads: Tensor, relations: Tensor, smoothing: float) -> Tensor:
-    wanted = torch.full_like(scores, smoothing / scores.shape[1])
-    rows, columns = tails.of(heads, relations)
-    wanted[rows, columns] += 1 - smoothing
-    return wanted
+def loss_of(scores: Tensor, rows: Tensor, columns: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Return the loss of scores (B, entities) whose true answers stand at rows and columns, (T,) each.
+
+    >>> loss_of(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([1]))
+    tensor(0.6931)
+    """
+    true = (1 - smoothing) * scores[rows, columns].sum()
+    if smoothing:
+        true = true + smoothing / scores.shape[1] * scores.sum()
+    return (softplus(scores).sum() - true) / scores.numel()
