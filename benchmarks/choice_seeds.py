@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the list of peers lies among the tests
+import torch
 from pages import machine, versions
 
+from lowland.probabilities import entropy
 from lowland.studies.choice import ChoiceStudy, run_choice_study
 from lowland.studies.choice.config import Data, Evaluation, Model, Swag, Training
 from lowland.studies.config import Lora
+from lowland.studies.folder import read_arrays
 
 SETS = {"commonsenseqa": ("openbookqa",), "siqa": ()}
 SEEDS = (0, 1, 2, 3, 4)
@@ -55,6 +58,17 @@ def configured(name: str, seed: int, rates: tuple[float, float] = RATES, members
     )
 
 
+def drawn(folder: Path) -> dict[str, float]:
+    """How far SWAG's draws lie apart on the test questions, mean over members: nats, and share of other answers."""
+    apart, other = [], []
+    for path in sorted(folder.glob("stages/*/predictions-swag.npz")):
+        arrays = read_arrays(path)
+        probs, expected, votes = (torch.from_numpy(arrays[f"test{part}"]) for part in ("", "_entropy", "_votes"))
+        apart.append((entropy(probs) - expected).mean().item())
+        other.append(1 - votes.gather(1, probs.argmax(1, keepdim=True)).mean().item())
+    return {"mutual information": statistics.fmean(apart), "disagreement": statistics.fmean(other)}
+
+
 def spread(values: list[float]) -> dict[str, Any]:
     return {
         "mean": statistics.fmean(values),
@@ -83,6 +97,8 @@ def gathered(runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
         "seeds": list(runs),
         "methods": {m: {k: spread(values(m, k)) for k in METRICS} for m in methods},
         "gaps": {f"{a} - {b}": {k: gap(values(a, k), values(b, k)) for k in METRICS} for a, b in CLAIMS},
+        "temperature": spread([statistics.fmean(one["temperature"]) for one in several]),
+        "draws": {k: spread([one["draws"][k] for one in several]) for k in several[0]["draws"]},
         "minutes": spread([one["seconds"] / 60 for one in several]),
         "shifted": {},
     }
@@ -134,6 +150,12 @@ def page(content: dict[str, Any], title: str, about: str) -> str:
         lines += [f"## {name}, n = {len(found['seeds'])} seeds ({', '.join(map(str, found['seeds']))})", ""]
         minutes = ", ".join(f"{value:.1f}" for value in found["minutes"]["values"])
         lines += [f"Minutes by the clock, seed by seed: {minutes}."]
+        heat, draws = (", ".join(f"{v:.2f}" for v in found["temperature"]["values"]), found["draws"])
+        lines += [f"Temperature that the validation questions want of the base model, seed by seed: {heat}."]
+        lines += [
+            f"SWAG's draws on test questions: mutual information {cell(draws['mutual information'], 4)} nats, "
+            f"{100 * draws['disagreement']['mean']:.1f} % of answers differ from those of their average."
+        ]
         lines += ["Mean ± standard deviation over seeds.", ""]
         lines += tables(found)
         for part, own in found["shifted"].items():
@@ -153,6 +175,7 @@ def finished(prefix: str, seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
             runs[seed] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
             timings = json.loads((folder / "timings.json").read_text(encoding="utf-8"))
             runs[seed]["seconds"] = timings["total_seconds"]
+            runs[seed]["draws"] = drawn(folder)
     return runs
 
 
