@@ -271,6 +271,15 @@ def test_ensembles_average_probabilities(found: dict, images: Images) -> None:
     )
 
 
+def test_gaussians_of_no_width_are_the_averages_that_they_stand_on() -> None:
+    averages = dataclasses.replace(STUDY.averages, scale=0.0)
+    still = dataclasses.replace(STUDY.sensitivity, seeds=())
+    methods = run_cell(dataclasses.replace(STUDY, averages=averages, sensitivity=still), CELL)["methods"]
+    for gaussian, average in (("SWAG 1.5", "SWA 1.5"), ("MultiSWAG 1.5", "MultiSWA 1.5")):
+        for part in ("validation", "test", "noise-3"):
+            assert methods[gaussian][part]["nll"] == pytest.approx(methods[average][part]["nll"], rel=1e-4)
+
+
 def test_aswa_does_not_fall_in_validation_and_scores_are_remembered(found: dict, images: Images) -> None:
     assert all(b >= a for a, b in zip(*(found["curves"]["ASWA"]["validation"][s:] for s in (0, 1)), strict=False))
     best = max(max(d["running"], d["ahead"] or 0) for d in found["trace"])

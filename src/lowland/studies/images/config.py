@@ -37,7 +37,7 @@ class Training:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # of cells
     members: int = 3  # networks of a cell, each with its own initial weights and its own order of the images
     epochs: int = 20  # one budget
-    batch_size: int = 50  # at most: an epoch's batches differ by at most one image
+    batch_size: int = 25  # at most: an epoch's batches differ by at most one image
     learning_rate: float = 0.0  # 0: that of the network in RATES
     momentum: float = 0.9
     weight_decay: float = 5e-4  # on all parameters
