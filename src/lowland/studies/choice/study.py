@@ -14,23 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import Mixture, copy_to, load, save
 from ...weights import clone_of, weights_of
 from ..comparison import METHODS, TRAINED, Compared, Predictions, compare
-from ..config import to_toml
-from ..folder import read_json, require_space, write_arrays, write_bytes, write_json
-from ..outputs import (
-    clean,
-    head_samples,
-    probability_arrays,
-    save_adapter,
-    versions,
-    write_histories,
-    write_predictions,
-    write_timings,
-)
+from ..ending import Shown, write_run, write_times
+from ..folder import write_json
+from ..opening import begin, finished, read_configured
 from ..progress import Progress, Silent
-from ..text import check_folder, read_configured
 from ..training import own_randomness, quiet
 from .config import ChoiceStudy, from_mapping
 from .member import Material, Member, Voted
@@ -60,11 +49,8 @@ def run_choice_study(
         RuntimeError: training diverged.
     """
     progress = Silent() if progress is None else progress
-    check_folder(study, folder, resume, from_mapping)
-    if (folder / "metrics.json").exists():  # written last
-        metrics: dict[str, Any] = read_json(folder / "metrics.json")
-        return metrics
-    require_space(folder, 50 + 5 * len(study.training.seeds))
+    if (there := finished(study, folder, resume, from_mapping)) is not None:
+        return there
     with quiet(), own_randomness():
         begun = time.perf_counter()
         splits = load_splits(study.data)
@@ -79,10 +65,7 @@ def run_choice_study(
         adapted = adapt_scorer(scorer, study.lora, [train, *sets.values()], study.evaluation.batch_size)
         if torch.cuda.is_available():
             adapted.to(torch.device("cuda"))
-        folder.mkdir(parents=True, exist_ok=True)
-        clean(folder)
-        write_bytes(folder / "config.toml", to_toml(study).encode())
-        write_json(folder / "versions.json", versions(splits.hash, home))
+        begin(study, folder, splits.hash, home)
         shared = Material(study, adapted, head, train, sets, {"train": splits.train, **asked}, progress)
         stages = folder / "stages"
         members = [Member(i, shared, stages / f"member-{i}") for i in range(len(study.training.seeds))]
@@ -122,35 +105,16 @@ def _finish(shared: Material, folder: Path, members: list[Member], prepared: flo
         "n_train": len(shared.train),
         "labels": names,
     }
-    posteriors = [load(member.folder / "swag.safetensors") for member in members]
-    save(Mixture(posteriors), folder / "posterior.safetensors")
-    truth, checked = shared.labels("test"), shared.labels("validation")
-    write_arrays(folder / "probabilities.npz", probability_arrays(compared, truth, checked))
-    scatter = head_samples(posteriors, study.training.seeds, study.evaluation.scale, "last")
-    write_arrays(folder / "head_samples.npz", scatter)
-    write_predictions(
-        folder / "predictions.csv",
+    shown = Shown(
         [f"{q.text} ({'; '.join(q.options)})" for q in shared.asked["test"]],
-        truth,
+        shared.labels("test"),
+        shared.labels("validation"),
         names,
-        compared.test["MultiSWAG"][0],
+        "last",
         torch.stack([one["swag"]["test_entropy"] for one in voted]).mean(0),
     )
-    phases = ("adamw", "swag")
-    histories = [{phase: member.history(phase) for phase in phases} for member in members]
-    write_histories(folder / "history.json", histories)
-    for member in members:
-        for key in ("base", "swa"):
-            copy_to(member.weights(key), shared.adapted.model)
-            save_adapter(shared.adapted, folder / "adapters" / f"member-{member.index}" / key)
-    rows: list[dict[str, Any]] = [{"member": None, "phase": "prepare", "seconds": prepared}]
-    for index, (one, taken) in enumerate(zip(histories, seconds, strict=True)):
-        rows += [{"member": index, "phase": phase, "seconds": one[phase]["seconds"]} for phase in phases]
-        rows.append({"member": index, "phase": "predict", "seconds": sum(taken.values())})
-    rows.append({"member": None, "phase": "compare", "seconds": time.perf_counter() - begun})
-    number = study.evaluation.samples * len(members)
-    questions = sum(len(each) for each in shared.sets.values())
-    write_timings(folder / "timings.json", rows, number, sum(taken["swag"] for taken in seconds), questions)
+    histories = write_run(study, folder, members, shared.adapted, compared, shown)
+    write_times(study, folder, histories, seconds, sum(map(len, shared.sets.values())), prepared, begun)
     write_json(folder / "metrics.json", metrics)
     return metrics
 

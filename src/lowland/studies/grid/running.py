@@ -20,9 +20,9 @@ import torch
 
 from ..config import to_toml
 from ..folder import read_json, require_space, write_bytes, write_json
+from ..opening import check_folder
 from ..outputs import clean, machine
 from ..progress import Progress, Silent
-from ..text import check_folder
 from ..training import own_randomness, quiet
 from .cells import Cell, Result, check_result
 from .gathering import gather
