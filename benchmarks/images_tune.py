@@ -4,13 +4,14 @@ Measured, for each default network on each default set: NLL and accuracy on the 
 rate, and then, at the base rate with the lowest NLL (the mean over the sets), of SWA within one budget for each SWA
 rate. So the baseline gets the base rate that suits it, and SWA takes that rate over. The test images of the study are
 set aside before anything is split, and no prediction is made for them here.
-Run: python benchmarks/images_tune.py [NETWORK ...]; default cnn vgg preresnet. About 4 CPU-minutes on one thread.
+Run: python benchmarks/images_tune.py [NETWORK ...]; default cnn vgg preresnet. About 5 CPU-minutes on one thread.
 Finished runs are not repeated (runs/images-tune.json). Results: benchmarks/results/images_tune.json and .md.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable
@@ -31,8 +32,8 @@ from lowland.studies.images.trajectory import Trajectory, one_thread
 SEED = 1000  # not one of the study's
 SETS = ("mnist", "digits")
 NETWORKS = tuple(sys.argv[1:]) or ("cnn", "vgg", "preresnet")
-BASES = (0.01, 0.02, 0.05, 0.1, 0.2)
-SHARES = (0.1, 0.25, 0.5, 1.0)  # SWA rates, of the base rate
+BASES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+SHARES = (0.1, 0.25, 0.5, 1.0, 2.0)  # SWA rates, of the base rate
 KEPT = ROOT / "runs" / "images-tune.json"
 
 Row = dict[str, Any]
@@ -99,8 +100,10 @@ def shown(network: str, rates: dict[float, list[Row]]) -> list[Row]:
     for rate, rows in rates.items():
         line: Row = {"network": network, "rate": rate}
         for name, row in zip(SETS, rows, strict=True):
-            line[f"{name}: NLL / accuracy"] = f"{row['NLL']:.4f} / {row['accuracy']:.4f}"
-        found.append({**line, "mean NLL": statistics.fmean(row["NLL"] for row in rows), "chosen": rate == chosen})
+            ran = math.isfinite(row["NLL"])
+            line[f"{name}: NLL / accuracy"] = f"{row['NLL']:.4f} / {row['accuracy']:.4f}" if ran else "diverged"
+        mean = statistics.fmean(row["NLL"] for row in rows)
+        found.append({**line, "mean NLL": mean if math.isfinite(mean) else "", "chosen": rate == chosen})
     return found
 
 

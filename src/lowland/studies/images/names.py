@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 # Base rate and SWA rate of each network; chosen on validation images by benchmarks/images_tune.py.
 RATES: dict[str, tuple[float, float]] = {
-    "cnn": (0.05, 0.02),
-    "vgg": (0.05, 0.01),
+    "cnn": (0.01, 0.005),
+    "vgg": (0.01, 0.01),
     "preresnet": (0.1, 0.05),
     "wrn": (0.1, 0.05),
     "mobilenetv2": (0.1, 0.05),
