@@ -26,7 +26,7 @@ from lowland.studies.links.training import epochs
 
 RESULTS = ROOT / "benchmarks" / "results"
 SEED = 1000
-RATES = (0.003, 0.01, 0.03, 0.1)
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 EPOCHS = 200
 EVERY = 5  # epochs
 

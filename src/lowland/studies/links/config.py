@@ -80,7 +80,7 @@ class Evaluation:
 class Sensitivity:
     """What is varied, one thing at a time, in the cells that `seeds` names; in per cent where it is a share."""
 
-    seeds: tuple[int, ...] = (0,)  # empty: nowhere
+    seeds: tuple[int, ...] = (0, 1, 2)  # empty: nowhere
     start: tuple[int, ...] = (5, 25, 50, 75, 90)  # per cent of the epochs; averages of the same run
     every: tuple[int, ...] = (1, 2, 5, 10)  # epochs between updates of averages of the same run
     rank: tuple[int, ...] = (5, 20, 50)  # the k of LAWA: the last so many epochs
