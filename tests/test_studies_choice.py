@@ -193,6 +193,22 @@ def test_the_report_shows_the_shift(finished: Path) -> None:
     # A choice study asks questions: no word of texts, nor of what the demonstration's are like.
     shown = re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL)
     assert not re.search(r"\btexts?\b|abusive", shown, flags=re.IGNORECASE) and "Leaving questions to a human" in shown
+    assert "A guess is right in" in shown
+
+
+def test_the_report_says_how_often_a_guess_is_right() -> None:
+    pytest.importorskip("matplotlib")
+    from types import SimpleNamespace
+
+    from lowland.report.tables import guessing
+
+    def said(low: float, **more: float) -> str:
+        methods = {"SWA": {"accuracy": {"low": 0.1}}, "SWAG": {"accuracy": {"low": low}}}
+        return guessing(SimpleNamespace(methods=tuple(methods), metrics={"methods": methods, **more}))  # type: ignore[arg-type]
+
+    assert said(0.3, chance=0.2) == "A guess is right in 20.0% of them."
+    assert "their differences say little" in said(0.15, chance=0.2)
+    assert said(0.15) == ""
 
 
 def test_settings_survive_the_file_and_mistakes_are_named(home: Path, tmp_path: Path) -> None:

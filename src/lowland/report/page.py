@@ -43,6 +43,8 @@ def render(run: Run) -> str:
         },
         shortened=tables.shortened,
         number=tables.number,
+        between=tables.between,
+        guessing=tables.guessing(run),
         listed=tables.listed,
         chosen=list(tables.flat(run.metrics.get("chosen", {}))),
         temperature=_temperature(run),

@@ -50,6 +50,16 @@ def things(run: Run) -> str:
     return "questions" if "shifted" in run.metrics else "texts"
 
 
+def guessing(run: Run) -> str:
+    """How often a guess is right, and whether any method is told apart from that; empty where the run does not say."""
+    chance = run.metrics.get("chance")
+    if chance is None:
+        return ""
+    above = any(run.metrics["methods"][method]["accuracy"]["low"] > chance for method in run.methods)
+    told = "" if above else "; no method is better by more than its interval, so their differences say little"
+    return f"A guess is right in {chance:.1%} of them{told}."
+
+
 def spoken(meanings: Mapping[str, str], things: str) -> dict[str, str]:
     """The meanings in the study's own word for a text.
 
@@ -207,8 +217,21 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 
 
 def number(value: float) -> str:
-    """Three decimals, or a dash for NaN."""
-    return "–" if value != value else f"{value:.3f}"
+    """Three decimals, or a dash for NaN.
+
+    >>> number(-0.0714)
+    '−0.071'
+    """
+    return "–" if value != value else f"{value:.3f}".replace("-", "−")
+
+
+def between(low: str, high: str) -> str:
+    """An interval; with "to" where a dash would stand beside a minus.
+
+    >>> between("0.1", "0.2"), between("−0.1", "0.2")
+    ('0.1–0.2', '−0.1 to 0.2')
+    """
+    return f"{low} to {high}" if "−" in low else f"{low}–{high}"
 
 
 def signed(value: float) -> str:
@@ -223,7 +246,7 @@ def listed(words: Sequence[str]) -> str:
 
 def _best(methods: Mapping[str, Any], metric: str) -> list[str]:
     """Every method whose value, as it is shown, is the best one; ties are not broken by digits nobody sees."""
-    values = {method: float(number(methods[method][metric]["value"]).replace("–", "nan")) for method in methods}
+    values = {method: round(methods[method][metric]["value"], 3) for method in methods}
     finite = [v for v in values.values() if v == v]
     if not finite:
         return ["base"]

@@ -6,6 +6,7 @@ and `shifted.json` beside them.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,6 +105,7 @@ def _finish(shared: Material, folder: Path, members: list[Member], prepared: flo
         "n_validation": len(shared.sets["validation"]),
         "n_train": len(shared.train),
         "labels": names,
+        "chance": statistics.fmean(1 / len(question.options) for question in shared.asked["test"]),
     }
     shown = Shown(
         [f"{q.text} ({'; '.join(q.options)})" for q in shared.asked["test"]],
