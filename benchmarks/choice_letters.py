@@ -40,8 +40,8 @@ def main() -> None:
         {study.data.name: gathered(finished("choice-letters", SEEDS))},
         "The choice study with a causal language model",
         f"SmolLM2-135M (from its four-bit GGUF) on prompts with lettered options, {MEMBERS} members a seed, "
-        f"{study.data.train_questions} training and {study.data.test_questions} test questions of five options: a guess is "
-        "right in 20 %.",
+        f"{study.data.train_questions} training and {study.data.test_questions} test questions of five options: a "
+        "guess is right in 20 %.",
     )
 
 
