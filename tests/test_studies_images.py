@@ -363,7 +363,7 @@ def test_a_configuration_is_written_and_read(tmp_path: Path) -> None:
         ("networks", {"names": ["resnet"]}, "is no network"),
         ("data", {"counts": ["mnist=1/2"]}, "data.counts"),
         ("data", {"paths": ["cifar10"]}, "data.paths"),
-        ("data", {"sets": ["My Set"]}, "words of"),
+        ("data", {"sets": ["My Set"], "paths": ["My Set=a.npz"]}, "words of"),
         ("sensitivity", {"rank": [1]}, "sensitivity.rank"),
     ],
 )

@@ -86,6 +86,13 @@ def check(s: ImagesStudy) -> None:
     for entry in s.data.paths:
         if not re.fullmatch(r"[^=]+=.+", entry):
             raise ValueError(f'data.paths must be like "cifar10=/data/cifar10.npz", got {entry!r}')
+    located = {entry.partition("=")[0] for entry in s.data.paths}
+    missing = [name for name in s.data.sets if name not in ("mnist", "digits") and name not in located]
+    if missing:
+        raise ValueError(
+            f"data.sets has {missing[0]!r}, which is no packaged set (mnist, digits): say in data.paths where it lies, "
+            f'like "{missing[0]}=images.npz"'
+        )
     for entry in s.evaluation.corruptions:
         name, _, severity = entry.partition("-")
         if name not in CORRUPTIONS or severity not in ("1", "2", "3", "4", "5"):
