@@ -23,7 +23,7 @@ from lowland.studies.grid import run_grid
 from lowland.studies.images import KIND, ImagesStudy, cells, from_mapping, run_cell
 
 FOLDER = Path("runs") / "images"
-CIFAR_COUNTS = "cifar10=2000/500/2000"  # training, validation and test images
+CIFAR_COUNTS = "cifar10=1000/500/1000"  # training, validation and test images
 
 
 def main() -> None:
