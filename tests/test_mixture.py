@@ -112,6 +112,15 @@ def test_a_finite_component_keeps_its_even_shares() -> None:
     assert torch.bincount(drawn.long()).tolist() == [2, 2, 2, 2]
 
 
+def test_making_one_leaves_the_global_stream_alone() -> None:
+    wide = SWAG(rank=2)
+    for value in (0.0, 1.0, 4.0):
+        wide.update({"w": torch.tensor([value, -value])})
+    before = torch.get_rng_state()
+    Mixture([Mixture([wide.tempered(0.5), wide]), wide.tempered(2.0)])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_nested_mixtures() -> None:
     inner = Mixture([Gaussian(0.0, 1.0), Gaussian(2.0, 2.0)])
     outer = Mixture([inner, inner])

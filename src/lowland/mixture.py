@@ -209,7 +209,11 @@ def _point(component: Drawable) -> Weights:
         return points[0]
     if isinstance(component, Averager):
         return component.mean()
-    return component.sample() if isinstance(component, Posterior) else dict(component)
+    if not isinstance(component, Posterior):
+        return dict(component)
+    cards = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(cards):  # its shapes are wanted, not its place in the global stream
+        return component.sample()
 
 
 def _moments(component: Drawable) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
