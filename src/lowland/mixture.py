@@ -211,7 +211,7 @@ def _point(component: Drawable) -> Weights:
         return component.mean()
     if not isinstance(component, Posterior):
         return dict(component)
-    cards = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    cards = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(cards):  # its shapes are wanted, not its place in the global stream
         return component.sample()
 
