@@ -15,10 +15,11 @@ from lowland import SWA, Mixture, refresh_bn
 from lowland.calibration import accuracy, brier, ece, nll
 from lowland.studies.config import to_toml
 from lowland.studies.grid.cells import Cell, check_result
+from lowland.studies.grid.paths import path_of
 from lowland.studies.images import KIND, ImagesStudy, cells, from_mapping, read_config, run_cell
 from lowland.studies.images import cell as cell_module
 from lowland.studies.images.cell import images_of
-from lowland.studies.images.config import counts_of, path_of, rates_of
+from lowland.studies.images.config import counts_of, rates_of
 from lowland.studies.images.evaluation import Candidate, Judge, Score
 from lowland.studies.images.methods import AlongSWA, Clock, fge, sgd_schedule, snapshot_ensemble, swa_schedule
 from lowland.studies.images.names import network_of
@@ -337,7 +338,7 @@ def test_a_configuration_is_written_and_read(tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     path.write_text('[data]\nsets = ["own"]\npaths = ["own=pictures.npz"]\n[training]\nepochs = 8\n')
     study = read_config(path)
-    assert path_of(study, "own") == str(tmp_path / "pictures.npz") and study.training.epochs == 8
+    assert path_of(study.data.paths, "own") == str(tmp_path / "pictures.npz") and study.training.epochs == 8
     with pytest.raises(FileNotFoundError, match="no configuration"):
         read_config(tmp_path / "absent.toml")
 

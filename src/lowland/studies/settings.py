@@ -29,12 +29,21 @@ class Rule:
 
 
 def at_least(least: float) -> Rule:
-    """A number from `least` on.
+    """A finite number from `least` on.
 
     >>> at_least(1).holds(0)
     False
     """
-    return Rule(lambda value: value >= least, f"be at least {least}")
+    return Rule(lambda value: least <= value < math.inf, f"be at least {least}")
+
+
+def each_at_least(least: float) -> Rule:
+    """Numbers from `least` on; none is well.
+
+    >>> each_at_least(1).holds((1, 0))
+    False
+    """
+    return Rule(lambda values: all(least <= value < math.inf for value in values), f"be numbers from {least} on")
 
 
 def one_of(*names: str) -> Rule:
@@ -51,6 +60,7 @@ def one_of(*names: str) -> Rule:
 POSITIVE = Rule(lambda value: 0 < value < math.inf, "be positive and finite")
 SHARE = Rule(lambda value: 0 < value < 1, "lie between 0 and 1, both excluded")
 BELOW_ONE = Rule(lambda value: 0 <= value < 1, "be at least 0 and below 1")
+SOME = Rule(lambda values: len(values) > 0 and len(set(values)) == len(values), "be one or more different names")
 DIFFERENT_SEEDS = Rule(
     lambda seeds: len(seeds) > 0 and len(set(seeds)) == len(seeds) and min(seeds) >= 0,
     "be different whole numbers, none below 0",

@@ -16,7 +16,8 @@ from typing import Any
 from ... import ASWA, SWA, SWAG, Mixture
 from ...cycles import swa_linear
 from ..grid.cells import Cell
-from .config import ImagesStudy, counts_of, path_of, rates_of
+from ..grid.paths import path_of
+from .config import ImagesStudy, counts_of, rates_of
 from .evaluation import Candidate, Judge, Score
 from .kind import KIND
 from .methods import AlongSGD, AlongSWA, Clock, fge, sgd_schedule, snapshot_ensemble, swa_schedule, watch_all
@@ -33,7 +34,7 @@ def images_of(study: ImagesStudy, cell: Cell) -> Images:
         ValueError, FileNotFoundError: as `load_images`.
     """
     train, validation, test = counts_of(study, cell.data)
-    path = path_of(study, cell.data)
+    path = path_of(study.data.paths, cell.data)
     return load_images(cell.data, path=path, train=train, validation=validation, test=test, seed=cell.seed)
 
 

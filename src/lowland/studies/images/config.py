@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import sections_of
 from ..grid.cells import Cell
+from ..grid.paths import placed
+from ..settings import read_toml, sections_of
 from .names import RATES, network_of
 from .ranges import check
 
@@ -149,15 +149,6 @@ def counts_of(study: ImagesStudy, name: str) -> tuple[int, int, int]:
     return 0, 0, 0
 
 
-def path_of(study: ImagesStudy, name: str) -> str | None:
-    """Return the file of a set, or None for a packaged one.
-
-    >>> path_of(ImagesStudy(data=Data(sets=("own",), paths=("own=pictures.npz",))), "own")
-    'pictures.npz'
-    """
-    return next((path for key, _, path in (entry.partition("=") for entry in study.data.paths) if key == name), None)
-
-
 def cells(study: ImagesStudy) -> list[Cell]:
     """Return the cells of a study: every network on every set with every seed.
 
@@ -179,16 +170,8 @@ def read_config(path: Path) -> ImagesStudy:
         ValueError: no TOML, an unknown section or key, a value of the wrong kind or out of range.
         FileNotFoundError: there is no such file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no configuration {path}: name a TOML file")
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no TOML file: {error}") from None
-    study = from_mapping(given)
-    named = [entry.partition("=") for entry in study.data.paths]
-    paths = tuple(f"{key}={(path.parent / file).resolve()}" for key, _, file in named)
-    return dataclasses.replace(study, data=dataclasses.replace(study.data, paths=paths))
+    study = from_mapping(read_toml(path))
+    return dataclasses.replace(study, data=placed(study.data, path.parent))
 
 
 def from_mapping(given: dict[str, Any]) -> ImagesStudy:

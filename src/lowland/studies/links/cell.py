@@ -20,8 +20,9 @@ from ... import ASWA, EMA, SWA, Snapshots, weights_of
 from ...weights import Weights
 from ..grid.cells import Cell
 from ..grid.kinds import Kind, Metric
+from ..grid.paths import path_of
 from ..training import derived_seed, own_randomness, stream
-from .config import LinksStudy, path_of, rate_of
+from .config import LinksStudy, rate_of
 from .graphs import Tails, load_graph
 from .judging import PARTS, Judge
 from .queries import KINDS
@@ -95,7 +96,7 @@ class _Cell:
 
     def __init__(self, study: LinksStudy, cell: Cell) -> None:
         self.study, self.cell = study, cell
-        self.graph = load_graph(cell.data, path=path_of(study, cell.data))
+        self.graph = load_graph(cell.data, path=path_of(study.data.paths, cell.data))
         self.tails = Tails(self.graph.both_ways)
         self.judge = Judge(study, self.graph, self.tails)
         self.seconds = {"training": 0.0, "averaging": 0.0, "evaluation": 0.0}

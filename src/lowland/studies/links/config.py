@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import sections_of
 from ..grid.cells import Cell
+from ..grid.paths import path_of, placed
+from ..settings import (
+    BELOW_ONE,
+    DIFFERENT_SEEDS,
+    POSITIVE,
+    SOME,
+    Rule,
+    at_least,
+    check,
+    each_at_least,
+    one_of,
+    read_toml,
+    sections_of,
+)
 from .answering import T_NORMS
 from .graphs import PACKAGED
 from .queries import KINDS
@@ -124,15 +136,6 @@ def rate_of(study: LinksStudy, model: str) -> float:
     return study.training.learning_rate or RATES.get(model, OTHER_RATE)
 
 
-def path_of(study: LinksStudy, graph: str) -> str | None:
-    """Return where a graph lies, or None for a packaged one.
-
-    >>> path_of(LinksStudy(data=Data(graphs=("own",), paths=("own=triples",))), "own")
-    'triples'
-    """
-    return next((path for name, _, path in (entry.partition("=") for entry in study.data.paths) if name == graph), None)
-
-
 def cells(study: LinksStudy) -> list[Cell]:
     """Return the cells of a study: every model on every graph with every seed.
 
@@ -154,16 +157,8 @@ def read_config(path: Path) -> LinksStudy:
         ValueError: no TOML, an unknown section or key, a value of the wrong kind or out of range.
         FileNotFoundError: there is no such file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no configuration {path}: name a TOML file")
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no TOML file: {error}") from None
-    study = from_mapping(given)
-    named = [entry.partition("=") for entry in study.data.paths]
-    paths = tuple(f"{name}={(path.parent / place).resolve()}" for name, _, place in named)
-    return dataclasses.replace(study, data=dataclasses.replace(study.data, paths=paths))
+    study = from_mapping(read_toml(path))
+    return dataclasses.replace(study, data=placed(study.data, path.parent))
 
 
 def from_mapping(given: dict[str, Any]) -> LinksStudy:
@@ -177,60 +172,46 @@ def from_mapping(given: dict[str, Any]) -> LinksStudy:
     return LinksStudy(**sections_of(LinksStudy, given, "a study of links"))
 
 
+_RULES: dict[str, Rule] = {
+    "data.train_triples": at_least(0),
+    "data.graphs": SOME,
+    "model.names": SOME,
+    "model.dimension": at_least(1),
+    "model.spread": POSITIVE,
+    "training.seeds": DIFFERENT_SEEDS,
+    "training.epochs": at_least(2),
+    "training.batch_size": at_least(1),
+    "training.learning_rate": at_least(0),
+    "training.weight_decay": at_least(0),
+    "training.smoothing": BELOW_ONE,
+    "averages.start": BELOW_ONE,
+    "averages.ema_decay": BELOW_ONE,
+    "averages.every": at_least(1),
+    "queries.number": at_least(0),
+    "queries.beam": at_least(0),
+    "queries.seed": at_least(0),
+    "queries.t_norm": one_of(*T_NORMS),
+    "evaluation.curve_every": at_least(1),
+    "sensitivity.start": Rule(
+        lambda shares: all(1 <= share <= 100 for share in shares), "be per cents of the epochs, 1 to 100"
+    ),
+    "sensitivity.every": each_at_least(1),
+    "sensitivity.rank": each_at_least(1),
+    "sensitivity.rate": each_at_least(1),
+}
+
+
 def _check(s: LinksStudy) -> None:
-    at_least = {
-        "data.train_triples": (s.data.train_triples, 0),
-        "model.dimension": (s.model.dimension, 1),
-        "training.epochs": (s.training.epochs, 2),
-        "training.batch_size": (s.training.batch_size, 1),
-        "training.learning_rate": (s.training.learning_rate, 0),
-        "training.weight_decay": (s.training.weight_decay, 0),
-        "averages.every": (s.averages.every, 1),
-        "queries.number": (s.queries.number, 0),
-        "queries.beam": (s.queries.beam, 0),
-        "queries.seed": (s.queries.seed, 0),
-        "evaluation.curve_every": (s.evaluation.curve_every, 1),
-        "sensitivity.start": (min(s.sensitivity.start, default=1), 1),
-        "sensitivity.every": (min(s.sensitivity.every, default=1), 1),
-        "sensitivity.rank": (min(s.sensitivity.rank, default=1), 1),
-        "sensitivity.rate": (min(s.sensitivity.rate, default=1), 1),
-    }
-    for key, (value, least) in at_least.items():
-        if not least <= value < float("inf"):
-            raise ValueError(f"{key} must be at least {least} and finite, got {value}")
-    if not 0 < s.model.spread < float("inf"):
-        raise ValueError(f"model.spread must be positive and finite, got {s.model.spread}")
-    shares = {
-        "training.smoothing": s.training.smoothing,
-        "averages.start": s.averages.start,
-        "averages.ema_decay": s.averages.ema_decay,
-    }
-    for key, number in shares.items():
-        if not 0 <= number < 1:
-            raise ValueError(f"{key} must be at least 0 and below 1, got {number}")
-    if max(s.sensitivity.start, default=1) > 100:
-        raise ValueError(f"sensitivity.start is in per cent of the epochs, at most 100, got {s.sensitivity.start}")
-    if s.queries.t_norm not in T_NORMS:
-        raise ValueError(f"queries.t_norm must be one of {', '.join(T_NORMS)}, got {s.queries.t_norm!r}")
+    check(s, _RULES)
     for kind in s.queries.kinds:
         if kind not in KINDS:
             raise ValueError(f"queries.kinds has {kind!r}: take some of {', '.join(KINDS)}")
-    several: dict[str, tuple[object, ...]] = {
-        "data.graphs": s.data.graphs,
-        "model.names": s.model.names,
-        "training.seeds": s.training.seeds,
-    }
-    for key, values in several.items():
-        if not values or len(set(values)) < len(values):
-            raise ValueError(f"{key} must be one or more different values, got {list(values)}")
-    if min(s.training.seeds) < 0:
-        raise ValueError(f"training.seeds must be at least 0, got {list(s.training.seeds)}")
     for entry in s.data.paths:
         name, _, path = entry.partition("=")
         if name not in s.data.graphs or not path:
             raise ValueError(f'data.paths must be like "GRAPH=PATH" with a graph of data.graphs, got {entry!r}')
     for graph in s.data.graphs:
-        if graph not in PACKAGED and path_of(s, graph) is None:
+        if graph not in PACKAGED and path_of(s.data.paths, graph) is None:
             raise ValueError(
                 f"there is no packaged graph {graph!r}: take {', '.join(PACKAGED)}, or add it to data.paths"
             )
