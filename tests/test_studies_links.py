@@ -404,7 +404,7 @@ def test_a_configuration_survives_its_file(folder: Path, tmp_path: Path) -> None
         ("data", "paths", ["umls"], 'data.paths must be like "GRAPH=PATH"'),
         ("model", "names", ["complex", "complex"], "model.names must be one or more different names"),
         ("model", "spread", 0, "model.spread must be positive and finite, got 0.0"),
-        ("training", "epochs", 1, "training.epochs must be at least 2 and finite, got 1"),
+        ("training", "epochs", 1, "training.epochs must be at least 2, got 1"),
         ("training", "smoothing", 1, "training.smoothing must be at least 0 and below 1, got 1.0"),
         ("training", "seeds", [-1], "training.seeds must be different whole numbers"),
         ("averages", "start", 1.0, "averages.start must be at least 0 and below 1"),
