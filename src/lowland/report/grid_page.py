@@ -17,7 +17,7 @@ _AXES = {
     "start": "first epoch averaged, as a share of the budget",
     "every": "epochs between two models averaged",
     "rate": "learning rate",
-    "rank": "K, deviations kept",
+    "rank": "K: rank of SWAG, window of LAWA",
     "window": "K, models in the window",
 }
 
@@ -102,6 +102,7 @@ def _render(metrics: Any, timings: Any, versions: Any, config: str) -> str:
         scope=f"Means over {scope}",
         tables=[(data, models, _tables(kind, models)) for data, models in metrics["table"].items()],
         claims=_claims(kind, metrics["claims"]),
+        least=_least(len(metrics["claims"]), len(metrics["pairs"])),
         gap_plots=[
             (claim, Markup(grids.gaps_figure(claim, found[kind.main.key], kind.main.label, f"gap{i}")))
             for i, (claim, found) in enumerate(metrics["claims"].items())
@@ -207,6 +208,12 @@ def _claims(kind: _Kind, claims: Mapping[str, Any]) -> list[tuple[str, list[dict
             )
         rows.append((claim.replace(" - ", " minus "), cells))
     return rows
+
+
+def _least(claims: int, pairs: int) -> tuple[str, bool]:
+    """The smallest p after Holm's correction that so many pairs can give, and whether it lies below 0.05."""
+    least = min(1.0, claims * 2.0 ** (1 - pairs))  # all ranks on one side, either one, before the correction
+    return _p(least), least < 0.05
 
 
 def _signed(value: float) -> str:

@@ -70,7 +70,7 @@ def _window(shown: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def sensitivity_figure(axis: str, rows: Sequence[Mapping[str, Any]], metric: str, name: str, title: str) -> str:
-    """The main metric against one setting, on validation and on test data, mean and standard deviation over seeds."""
+    """The main metric against one setting, on validation and on test data: mean and standard deviation over seeds."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
 
     def draw(figure: Figure) -> None:
@@ -81,8 +81,9 @@ def sensitivity_figure(axis: str, rows: Sequence[Mapping[str, Any]], metric: str
             for dash, part in (("-", "test"), ("--", "validation")):
                 colour, mark, _ = series(place)
                 mean, sd = ([row[part][key] for row in own] for key in ("mean", "sd"))
+                several = all(row[part]["n"] > 1 for row in own)  # one seed has no spread
                 axes.errorbar(
-                    values, mean, yerr=sd, color=colour, marker=mark, linestyle=dash, linewidth=1.3, markersize=4.5,
+                    values, mean, yerr=sd if several else None, color=colour, marker=mark, linestyle=dash, linewidth=1.3, markersize=4.5,
                     elinewidth=0.9, label=f"{method}, {part}" if len(methods) > 1 else part,
                 )  # fmt: skip
         every = [row["value"] for row in rows]
