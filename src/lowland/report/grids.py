@@ -84,7 +84,8 @@ def sensitivity_figure(axis: str, rows: Sequence[Mapping[str, Any]], metric: str
                 several = all(row[part]["n"] > 1 for row in own)  # one seed has no spread
                 axes.errorbar(
                     values, mean, yerr=sd if several else None, color=colour, marker=mark, linestyle=dash,
-                    linewidth=1.3, markersize=4.5, elinewidth=0.9, label=f"{method}, {part}" if len(methods) > 1 else part,
+                    linewidth=1.3, markersize=4.5, elinewidth=0.9,
+                    label=f"{method}, {part}" if len(methods) > 1 else part,
                 )  # fmt: skip
         every = [row["value"] for row in rows]
         if min(every) > 0 and max(every) / min(every) >= 8:
