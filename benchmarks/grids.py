@@ -21,12 +21,14 @@ def write(kind: Kind, folder: Path, name: str, command: str, notes: list[str], p
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     timings = json.loads((folder / "timings.json").read_text(encoding="utf-8"))
     about = machine()
+    work = sum(cell["mean"] * cell["n"] for models in metrics["seconds"].values() for cell in models.values())
     known = {
         "date": date.today().isoformat(),
         "command": command,
         "machine": about,
         "versions": versions(packages),
-        "cells_minutes": timings["cells_seconds"] / 60,
+        "cells_minutes_by_the_clock": timings["cells_seconds"] / 60,
+        "cells_minutes_of_work": work / 60,
         "config": (folder / "config.toml").read_text(encoding="utf-8"),
         **{key: value for key, value in metrics.items() if key not in ("curves", "kind")},
     }
@@ -36,7 +38,8 @@ def write(kind: Kind, folder: Path, name: str, command: str, notes: list[str], p
         f"{known['date']}, {about['cpu']}, {about['cores']} cores. "
         f"Versions: {', '.join(f'{k} {v}' for k, v in known['versions'].items())}. Command: `{command}`.",
         f"{len(metrics['pairs'])} pairs of data set and model, seeds {', '.join(map(str, metrics['seeds']))}; "
-        f"{known['cells_minutes']:.0f} minutes of one core in all, {known['cells_minutes'] / 2:.0f} on two.",
+        f"{work / 60:.0f} minutes of training, averaging and evaluation on one thread each; the cells' times by the "
+        f"clock, with other work beside them, add up to {timings['cells_seconds'] / 60:.0f} minutes.",
         "",
         metrics["verdict"],
         "",
@@ -54,15 +57,17 @@ def write(kind: Kind, folder: Path, name: str, command: str, notes: list[str], p
 
 
 def _cell(one: dict[str, Any], digits: int = 4) -> str:
-    return f"{one['mean']:.{digits}f} ± {one['sd']:.{digits}f}"
+    return f"{one['mean']:.{digits}f}" + (f" ± {one['sd']:.{digits}f}" if one["n"] > 1 else "")
 
 
 def _claims(kind: Kind, metrics: dict[str, Any]) -> list[str]:
+    floor = min(1.0, len(metrics["claims"]) * 2 / 2 ** len(metrics["pairs"]))
     lines = [
         "## Claims over all pairs",
         "",
         "Mean difference on test data over pairs; in how many pairs the first method is better; Wilcoxon's p with "
-        "Holm's correction for the claims of the column, and without.",
+        "Holm's correction for the claims of the column, and without. Pairs share data sets and models, so p is a "
+        f"guide; with {len(metrics['pairs'])} pairs and {len(metrics['claims'])} claims it cannot fall below {floor:.2g}.",
         "",
     ]
     rows = []
@@ -150,4 +155,4 @@ def _decisions(metrics: dict[str, Any]) -> list[str]:
         for data, models in metrics["decisions"].items()
         for model, own in models.items()
     ]
-    return ["## What ASWA did, means over seeds", "", *table(rows), ""]
+    return ["## What ASWA did up to the end of its run, means over seeds", "", *table(rows), ""]

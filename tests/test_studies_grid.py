@@ -140,6 +140,11 @@ def test_an_interval_is_students() -> None:
     assert gap([1.0], [0.0])["low"] is None and spread([1.0])["sd"] == 0.0
 
 
+def test_one_large_difference_does_not_turn_a_verdict() -> None:
+    found = signed_rank([1.2, *(-0.01 * step for step in range(1, 15))])
+    assert found["mean"] > 0 and found["side"] == -1 and found["p"] < 0.05
+
+
 def test_differences_of_zero_do_not_count() -> None:
     found = signed_rank([0.0, 0.0, 0.1, -0.2, 0.3])
     assert (found["above"], found["below"], found["equal"], found["n"]) == (2, 1, 2, 5)

@@ -195,7 +195,7 @@ def _claims(kind: _Kind, claims: Mapping[str, Any]) -> list[tuple[str, list[dict
         cells = []
         for metric in kind.metrics:
             own = found[metric.key]
-            favours = (own["mean"] > 0) == metric.higher
+            favours = (own["side"] > 0) == metric.higher
             word = "not told apart" if own["p_holm"] >= 0.05 else "better" if favours else "worse"
             cells.append(
                 {

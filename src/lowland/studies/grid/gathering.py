@@ -148,7 +148,7 @@ def verdict(kind: Kind, claims: Mapping[str, Any], pairs: int, seeds: int) -> st
     """Say of each claim, in the main metric, whether it holds over the pairs.
 
     >>> kind = Kind("toys", "toys", (Metric("score", "score", True),), "SGD", ("SGD", "SWA"), (("SWA", "SGD"),))
-    >>> one = {"better": 8, "worse": 1, "mean": 0.02, "p_holm": 0.012}
+    >>> one = {"better": 8, "worse": 1, "side": 1, "mean": 0.02, "p_holm": 0.012}
     >>> print(verdict(kind, {"SWA - SGD": {"score": one}}, 9, 5))
     In score, SWA is better than SGD in 8 of 9 pairs of data set and model (mean +0.0200, p = 0.012). Means over 5
     seeds, Wilcoxon's signed-rank test over the pairs with Holm's correction for 1 claim.
@@ -158,7 +158,7 @@ def verdict(kind: Kind, claims: Mapping[str, Any], pairs: int, seeds: int) -> st
     for ours, theirs in kind.claims:
         found = claims[f"{ours} - {theirs}"][metric.key]
         settled = found["p_holm"] < 0.05
-        favours = (found["mean"] > 0) == metric.higher
+        favours = (found["side"] > 0) == metric.higher
         word = "not told apart from" if not settled else "better than" if favours else "worse than"
         count = found["worse"] if settled and not favours else found["better"]
         how = "" if settled else "better "
