@@ -67,7 +67,7 @@ def _claims(kind: Kind, metrics: dict[str, Any]) -> list[str]:
         "",
         "Mean difference on test data over pairs; in how many pairs the first method is better; Wilcoxon's p with "
         "Holm's correction for the claims of the column, and without. Pairs share data sets and models, so p is a "
-        f"guide; with {len(metrics['pairs'])} pairs and {len(metrics['claims'])} claims it cannot fall below {floor:.2g}.",
+        f"guide; with {len(metrics['pairs'])} pairs and {len(metrics['claims'])} claims it is at least {floor:.2g}.",
         "",
     ]
     rows = []
