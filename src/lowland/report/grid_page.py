@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ from .run import REMEDY
 from .tables import flat
 
 _AXES = {
-    "start": "first epoch averaged, as a share of the budget",
+    "start": "start of averaging, {unit}",
     "every": "epochs between two models averaged",
     "rate": "learning rate",
     "rank": "K: rank of SWAG, window of LAWA",
-    "window": "K, models in the window",
 }
 
 
@@ -137,10 +136,16 @@ def _sensitivity_plots(kind: _Kind, metrics: Mapping[str, Any]) -> list[tuple[st
     found = []
     for data, model, axes in _each(metrics["sensitivity"]):
         for axis, rows in axes.items():
-            said, name = _AXES.get(axis, axis), f"sensitivity-{data}-{model}-{axis}"
-            svg = grids.sensitivity_figure(said, rows, kind.main.label, name, f"{data}, {model}")
-            found.append((f"{data}, {model}: {said}", Markup(svg)))
+            said, name = _axis(axis, rows), f"sensitivity-{data}-{model}-{axis}"
+            title = f"{data}, {model}"
+            svg = grids.sensitivity_figure(said, rows, kind.main.label, name, title, factors=axis != "start")
+            found.append((f"{title}: {said}", Markup(svg)))
     return found
+
+
+def _axis(axis: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    said = _AXES.get(axis, axis)
+    return said.format(unit="% of the budget" if max(row["value"] for row in rows) > 2 else "share of the budget")
 
 
 def _each(nested: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, Any]]:

@@ -69,8 +69,13 @@ def _window(shown: Sequence[np.ndarray]) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def sensitivity_figure(axis: str, rows: Sequence[Mapping[str, Any]], metric: str, name: str, title: str) -> str:
-    """The main metric against one setting, on validation and on test data: mean and standard deviation over seeds."""
+def sensitivity_figure(
+    axis: str, rows: Sequence[Mapping[str, Any]], metric: str, name: str, title: str, *, factors: bool
+) -> str:
+    """The main metric against one setting, on validation and on test data: mean and standard deviation over seeds.
+
+    `factors`: the setting is varied by factors, so its axis is logarithmic.
+    """
     methods = list(dict.fromkeys(row["method"] for row in rows))
 
     def draw(figure: Figure) -> None:
@@ -88,7 +93,7 @@ def sensitivity_figure(axis: str, rows: Sequence[Mapping[str, Any]], metric: str
                     label=f"{method}, {part}" if len(methods) > 1 else part,
                 )  # fmt: skip
         every = [row["value"] for row in rows]
-        if min(every) > 0 and max(every) / min(every) >= 8:
+        if factors:
             axes.set_xscale("log")
         axes.set_xticks(sorted(set(every)), [f"{value:g}" for value in sorted(set(every))], minor=False)
         axes.set_xticks([], minor=True)
