@@ -2,6 +2,11 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +68,41 @@ def test_finished_cells_are_not_repeated(finished: Path, tmp_path: Path, monkeyp
     assert metrics == json.loads((finished / "metrics.json").read_text())
     again()
     assert len(asked) == len(cells()) + 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_study_that_is_killed_outright_leaves_no_process_and_goes_on(finished: Path, tmp_path: Path) -> None:
+    pids, out = tmp_path / "pids", tmp_path / "run"
+    pids.mkdir()
+    command = [sys.executable, "-m", "tests.toy_grid", str(out)]
+    with subprocess.Popen(command, env={**os.environ, toy_grid.PIDS: str(pids)}, start_new_session=True) as study:
+        try:
+            wait_for(lambda: out.joinpath("cells").is_dir() and len(list((out / "cells").iterdir())) >= 3)
+        finally:
+            study.kill()
+    workers = [int(path.name) for path in pids.iterdir()]
+    assert workers and study.pid not in workers
+    wait_for(lambda: not any(alive(pid) for pid in workers))
+    kept = len(list((out / "cells").glob("*.json")))
+    assert 3 <= kept < len(cells())
+    metrics = run(out, resume=True)
+    assert metrics == json.loads((finished / "metrics.json").read_text())
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")  # one that ended, but that nobody waited for, is not alive
+    return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -140,7 +142,7 @@ def _results(
             yield found
         return
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
         waiting: dict[Future[tuple[Cell, Result, float]], Cell] = {pool.submit(one, cell): cell for cell in cells}
         failure: RuntimeError | None = None
         try:
@@ -163,6 +165,17 @@ def _results(
             raise
     if failure is not None:
         raise failure
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone: one that is killed outright cannot tell its workers."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _failed(cell: Cell, error: BaseException) -> RuntimeError:
