@@ -92,7 +92,8 @@ def _run(
     if as_json:
         screen.print_json({"folder": str(folder), **metrics})
         return
-    screen.out.print(_table(study.KIND, metrics))
+    for data in metrics["table"]:
+        screen.out.print(_table(study.KIND, metrics, data))
     screen.say(metrics["verdict"])
     timings = read_json(folder / "timings.json")
     screen.say(f"The cells took {timings['cells_seconds'] / 60:.1f} minutes, on one thread each.")
@@ -120,30 +121,26 @@ def _range(count: int | None) -> tuple[int, ...] | None:
     return None if count is None else tuple(range(count))
 
 
-def _table(kind: Any, metrics: dict[str, Any]) -> Table:
-    """The main metric on test data: methods down, pairs of data set and model across."""
-    metric = kind.main
+def _table(kind: Any, metrics: dict[str, Any], data: str) -> Table:
+    """The main metric on the test part of one data set: methods down, models across."""
+    metric, several, models = kind.main, len(metrics["seeds"]) > 1, metrics["table"][data]
     table = Table(
-        title=f"{metric.label} on test {kind.things}, {len(metrics['seeds'])} seeds",
-        caption="mean and, below it, standard deviation over seeds; bold: the best mean of its column",
+        title=f"{data}: {metric.label} on test {kind.things}, {len(metrics['seeds'])} seed{'s' * several}",
+        caption="mean ± standard deviation over seeds; bold: the best mean" if several else "bold: the best",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=(0, 1),
     )
     table.add_column("method", no_wrap=True)
-    for data, model in metrics["pairs"]:
-        table.add_column(f"{escape(data)}\n{escape(model)}", justify="right", no_wrap=True)
+    for model in models:
+        table.add_column(escape(model), justify="right", no_wrap=True)
     pick = max if metric.higher else min
-    columns = {
-        (data, model): {m: metrics["table"][data][model][m]["test"][metric.key] for m in kind.methods}
-        for data, model in metrics["pairs"]
-    }
-    best = {pair: pick(cell["mean"] for cell in column.values()) for pair, column in columns.items()}
+    columns = [{m: own[m]["test"][metric.key] for m in kind.methods} for own in models.values()]
+    best = [pick(cell["mean"] for cell in column.values()) for column in columns]
     for method in kind.methods:
         cells = []
-        for pair, column in columns.items():
+        for column, top in zip(columns, best, strict=True):
             mean, sd = column[method]["mean"], column[method]["sd"]
-            shown = f"{mean:.3f}".removeprefix("0")
-            shown = f"[bold]{shown}[/]" if mean == best[pair] else shown
-            cells.append(f"{shown}\n[dim]{sd:.3f}[/]".replace("[dim]0", "[dim]"))
+            shown = f"[bold]{mean:.3f}[/]" if mean == top else f"{mean:.3f}"
+            cells.append(f"{shown} [dim]± {sd:.3f}[/]" if several else shown)
         table.add_row(method, *cells)
     return table

@@ -167,8 +167,10 @@ def verdict(kind: Kind, claims: Mapping[str, Any], pairs: int, seeds: int) -> st
             f"{' pairs of data set and model' if not phrases else ''} "
             f"(mean {found['mean']:+.4f}, p = {found['p_holm']:.2g})"
         )
+    floor = min(1.0, len(kind.claims) * 2 / 2**pairs)
+    few = "" if floor < 0.05 else f" With so few pairs p cannot fall below {floor:.2g}: nothing can be told apart."
     claims_made = f"{len(kind.claims)} claim{'' if len(kind.claims) == 1 else 's'}"
     return (
         f"In {metric.label}, {'; '.join(phrases)}. Means over {seeds} seed{'' if seeds == 1 else 's'}, Wilcoxon's "
-        f"signed-rank test over the pairs with Holm's correction for {claims_made}."
+        f"signed-rank test over the pairs with Holm's correction for {claims_made}.{few}"
     )
