@@ -53,7 +53,14 @@ def test_links_prints_the_table_the_claims_and_what_next(lowland: Any, tmp_path:
     options = ("--config", tmp_path / "few.toml", "--out", tmp_path / "run", "--jobs", "1")
     code, out, err = lowland("study", "links", *options)
     assert code == 0, err
-    for word in ("nations: MRR on test links, 2 seeds", "last iterate", "ASWA", "complex", "Wilcoxon", "lowland study links"):
+    for word in (
+        "nations: MRR on test links, 2 seeds",
+        "last iterate",
+        "ASWA",
+        "complex",
+        "Wilcoxon",
+        "lowland study links",
+    ):
         assert word in out
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names >= {"cells", "config.toml", "metrics.json", "timings.json", "versions.json", "report.html"}

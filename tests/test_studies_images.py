@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from lowland.studies.images.evaluation import Candidate, Judge, Score
 from lowland.studies.images.methods import AlongSWA, Clock, fge, sgd_schedule, snapshot_ensemble, swa_schedule
 from lowland.studies.images.names import network_of
 from lowland.studies.images.sets import Images
-from lowland.studies.images.trajectory import Trajectory, seeded, shared_epochs
+from lowland.studies.images.trajectory import Trajectory, one_thread, seeded, shared_epochs
 
 TINY = {
     "data": {"sets": ["digits"], "counts": ["digits=60/40/50"]},
@@ -39,6 +40,13 @@ TINY = {
 }  # fmt: skip
 CELL = Cell("digits", "cnn2x4", 0)
 STUDY = from_mapping(TINY)
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """One thread, as a cell has it: sums over several round differently."""
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
