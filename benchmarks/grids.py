@@ -52,8 +52,17 @@ def write(kind: Kind, folder: Path, name: str, command: str, notes: list[str], p
         *_decisions(metrics),
     ]
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.json").write_text(json.dumps(_short(known)) + "\n", encoding="utf-8")
     (RESULTS / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def _short(value: Any) -> Any:
+    """Numbers to seven digits: what seeds differ by stands far above them."""
+    if isinstance(value, dict):
+        return {key: _short(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_short(inner) for inner in value]
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def _cell(one: dict[str, Any], digits: int = 4) -> str:

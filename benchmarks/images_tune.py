@@ -27,7 +27,8 @@ from lowland.studies.images import ImagesStudy
 from lowland.studies.images.cell import images_of
 from lowland.studies.images.evaluation import Candidate, Judge
 from lowland.studies.images.methods import AlongSWA, Clock, sgd_schedule, swa_schedule
-from lowland.studies.images.trajectory import Trajectory, one_thread
+from lowland.studies.images.trajectory import Trajectory
+from lowland.studies.training import one_thread
 
 SEED = 1000  # not one of the study's
 SETS = ("mnist", "digits")

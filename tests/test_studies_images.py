@@ -25,7 +25,8 @@ from lowland.studies.images.evaluation import Candidate, Judge, Score
 from lowland.studies.images.methods import AlongSWA, Clock, fge, sgd_schedule, snapshot_ensemble, swa_schedule
 from lowland.studies.images.names import network_of
 from lowland.studies.images.sets import Images
-from lowland.studies.images.trajectory import Trajectory, one_thread, seeded, shared_epochs
+from lowland.studies.images.trajectory import Trajectory, seeded, shared_epochs
+from lowland.studies.training import one_thread
 
 TINY = {
     "data": {"sets": ["digits"], "counts": ["digits=60/40/50"]},

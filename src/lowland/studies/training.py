@@ -189,6 +189,17 @@ def own_randomness() -> Iterator[None]:
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """Run a block on one thread, as sums over threads round differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Keep Transformers' bars, logs and warnings away for a while, and put its settings back."""
     try:

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from ..folder import read_json, require_space, write_bytes, write_json
 from ..opening import check_folder
 from ..outputs import clean, machine
 from ..progress import Progress, Silent
-from ..training import own_randomness, quiet
+from ..training import one_thread, own_randomness, quiet
 from .cells import Cell, Result, check_result
 from .gathering import gather
 from .kinds import Kind
@@ -113,20 +112,10 @@ def _said(kind: Kind, result: Result) -> str:
 def _one(run_cell: Run, study: Any, cell: Cell) -> tuple[Cell, Result, float]:
     """Run a cell on one thread, with its own random state."""
     begun = time.perf_counter()
-    with _single_thread(), quiet(), own_randomness():
+    with one_thread(), quiet(), own_randomness():
         torch.manual_seed(cell.seed)
         result = run_cell(study, cell)
     return cell, result, time.perf_counter() - begun
-
-
-@contextmanager
-def _single_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _results(

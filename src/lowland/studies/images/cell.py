@@ -17,12 +17,13 @@ from ... import ASWA, SWA, SWAG, Mixture
 from ...cycles import swa_linear
 from ..grid.cells import Cell
 from ..grid.paths import path_of
+from ..training import one_thread
 from .config import ImagesStudy, counts_of, rates_of
 from .evaluation import Candidate, Judge, Score
 from .kind import KIND
 from .methods import AlongSGD, AlongSWA, Clock, fge, sgd_schedule, snapshot_ensemble, swa_schedule, watch_all
 from .sets import Images, load_images
-from .trajectory import State, Trajectory, one_thread, seeded, shared_epochs
+from .trajectory import State, Trajectory, seeded, shared_epochs
 
 LONGEST = 1.5  # budgets
 
