@@ -9,4 +9,4 @@ import importlib.util
 import lowland as lowland
 
 # The kernel of a GPU imports triton, which comes with torch's builds for CUDA.
-collect_ignore = [] if importlib.util.find_spec("triton") else ["src/lowland/kernels/draws_triton.py"]
+collect_ignore = [] if importlib.util.find_spec("triton") else ["src/lowland/arithmetic/kernels/draws_triton.py"]

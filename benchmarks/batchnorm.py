@@ -38,8 +38,8 @@ from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 
 from lowland import SWAG, applied, refresh_bn
-from lowland.bn_statistics import layers_of, statistics_of
-from lowland.control_variate import BNReference, Refreshed, bn_reference
+from lowland.batchnorm import BNReference, Refreshed, bn_reference
+from lowland.batchnorm.statistics import layers_of, statistics_of
 
 DRAWS = {1: 6}  # by seed of the posterior
 S = 30  # draws to which costs are scaled

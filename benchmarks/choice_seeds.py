@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the list of peer
 import torch
 from pages import machine, versions
 
-from lowland.probabilities import entropy
+from lowland.calibration.probabilities import entropy
 from lowland.studies.choice import ChoiceStudy, run_choice_study
 from lowland.studies.choice.config import Data, Evaluation, Model, Swag, Training
-from lowland.studies.config import Lora
-from lowland.studies.folder import read_arrays
+from lowland.studies.runs.folder import read_arrays
+from lowland.studies.text import Lora
 
 SETS = {"commonsenseqa": ("openbookqa",), "siqa": ()}
 SEEDS = (0, 1, 2, 3, 4)

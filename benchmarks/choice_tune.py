@@ -20,7 +20,7 @@ from pages import machine, versions
 
 from lowland.calibration import summary
 from lowland.studies.choice import run_choice_study
-from lowland.studies.folder import read_arrays
+from lowland.studies.runs.folder import read_arrays
 
 SEED = 1000
 PAIRS = ((1e-3, 5e-4), (3e-4, 3e-4))

@@ -24,8 +24,9 @@ from harness import Check, arguments, compare, peak_extra, peer, triad, write
 from torch import Tensor, nn
 from updates import bert, lora, nested, resnet20, resnet50, size_of
 
-import lowland.gaussian
-from lowland import SWAG, kernels, philox
+import lowland.arithmetic.gaussian
+from lowland import SWAG
+from lowland.arithmetic import kernels, philox
 
 RANK = 20
 MANY = 30
@@ -164,7 +165,7 @@ def memory(model: nn.Module, rank: int, troubles: dict[str, str]) -> tuple[list[
 
 def normals(rounds: int, size: int = 1 << 24) -> tuple[list[dict[str, object]], float]:
     """Standard normals into memory that is there."""
-    from lowland.kernels import draws as fast
+    from lowland.arithmetic.kernels import draws as fast
 
     out, piece = torch.zeros(size), 1 << 17
 
@@ -176,7 +177,7 @@ def normals(rounds: int, size: int = 1 << 24) -> tuple[list[dict[str, object]], 
     calls: dict[str, Callable[[], object]] = {
         "lowland kernel, all threads": lambda: kernels.run(part, parts),
         "lowland kernel, one thread": lambda: [part(*one) for one in parts],
-        "lowland.philox.normals, plain torch": lambda: philox.normals(1, 3, range(1), 0, few),
+        "lowland.arithmetic.philox.normals, plain torch": lambda: philox.normals(1, 3, range(1), 0, few),
         "torch.randn": lambda: torch.randn(size, out=out),
     }
     rows = compare(calls, baseline="torch.randn", rounds=rounds, window=0.02)
@@ -199,18 +200,18 @@ def invariant(model: nn.Module, rank: int, name: str) -> list[Check]:
         return swag.sample(n, generator=torch.Generator().manual_seed(0))
 
     whole, threads, found = made(), torch.get_num_threads(), {}
-    pieces, work = lowland.gaussian.PIECE, lowland.gaussian.WORK
-    lowland.gaussian.PIECE = 5 * 192
+    pieces, work = lowland.arithmetic.gaussian.PIECE, lowland.arithmetic.gaussian.WORK
+    lowland.arithmetic.gaussian.PIECE = 5 * 192
     found["pieces of 960 elements"] = equal(made(), whole)
-    lowland.gaussian.PIECE = pieces
+    lowland.arithmetic.gaussian.PIECE = pieces
     for count in (1, 2, 5):
         torch.set_num_threads(count)
         found[f"{count} threads"] = equal(made(), whole)
     torch.set_num_threads(threads)
     with kernels.disabled():
-        lowland.gaussian.WORK = work // 4
+        lowland.arithmetic.gaussian.WORK = work // 4
         found["plain torch, in chunks of its own"] = equal(made(), whole)
-        lowland.gaussian.WORK = work
+        lowland.arithmetic.gaussian.WORK = work
     for ranks in (1, 2, 8):
         found[f"{ranks} shards"] = all(equal(*shard_of(swag, whole, rank, ranks)) for rank in range(ranks))
     one_by_one = list(swag.draws(n, generator=torch.Generator().manual_seed(0)))

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from harness import ROOT, write
 
-from lowland.report.grids import curves_figure
+from lowland.studies.report.grids import curves_figure
 
 EARLY = "SWA from epoch 1"
 Row = dict[str, object]

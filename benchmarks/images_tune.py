@@ -28,7 +28,7 @@ from lowland.studies.images.cell import images_of
 from lowland.studies.images.evaluation import Candidate, Judge
 from lowland.studies.images.methods import AlongSWA, Clock, sgd_schedule, swa_schedule
 from lowland.studies.images.trajectory import Trajectory
-from lowland.studies.training import one_thread
+from lowland.studies.runs.randomness import one_thread
 
 SEED = 1000  # not one of the study's
 SETS = ("mnist", "digits")

@@ -27,8 +27,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lowland import applied, refresh_bn, weights_of
 from lowland.cycles import swa_linear
+from lowland.figures.svg import series, text_of
 from lowland.landscape import CurveTraining, Walk, along, bezier, chain, classification, line, measured
-from lowland.report.svg import series, text_of
 
 SEEDS = [int(seed) for seed in sys.argv[1:]] or [0, 1, 2, 3, 4]
 TEST = 597  # images of 1,797

@@ -23,12 +23,14 @@ import torch
 from harness import _STATE, ROOT, Row, arguments, compare, peak_extra, peer, write
 from torch import Tensor, nn
 
-from lowland import Mixture, predict
-from lowland.studies.classifier import AdaptedClassifier, adapt, load_encoder
-from lowland.studies.config import Lora, Model
+from lowland import Mixture
+from lowland.predict import predict
+from lowland.studies.adapters.classifier import AdaptedClassifier, adapt, load_encoder
+from lowland.studies.adapters.tokens import tokenise
 from lowland.studies.packaged import load_packaged
-from lowland.studies.tokens import tokenise
-from lowland.weights import trainable, weights_of
+from lowland.studies.text import Lora, Model
+from lowland.weights import weights_of
+from lowland.weights.named import trainable
 
 S = 30
 CLOSE = 1e-6

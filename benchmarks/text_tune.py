@@ -21,9 +21,8 @@ from typing import Any
 import torch
 
 from lowland.calibration import summary
-from lowland.studies.config import demo
-from lowland.studies.folder import read_arrays
-from lowland.studies.text import run_text_study
+from lowland.studies.runs.folder import read_arrays
+from lowland.studies.text import demo, run_text_study
 
 SEED = int(sys.argv[1]) if len(sys.argv) > 1 else 1000  # not a seed that the table is made of
 # (AdamW, SGD), in the order in which they were tried: first the phase of SGD, then that of AdamW.

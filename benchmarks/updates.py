@@ -27,7 +27,8 @@ import torch
 from harness import Row, arguments, compare, peak_extra, peer, triad, write
 from torch import nn
 
-from lowland import EMA, SWA, SWAG, kernels
+from lowland import EMA, SWA, SWAG
+from lowland.arithmetic import kernels
 
 RANK = 20
 DECAY = 0.999

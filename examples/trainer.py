@@ -12,10 +12,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
-from lowland import SWAG, predict
+from lowland import SWAG
 from lowland.integrations.peft import sample_adapters
-from lowland.integrations.transformers import AveragingCallback, last_checkpoint
-from lowland.weights import trainable
+from lowland.integrations.transformers import AveragingCallback
+from lowland.integrations.transformers.callback import last_checkpoint
+from lowland.predict import predict
+from lowland.weights.named import trainable
 
 FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else "trainer-run")
 STEPS = 60  # of the optimiser

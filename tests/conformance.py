@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from lowland import ASWA, EMA, SWA, SWAG, Mixture, Snapshots
-from lowland.averager import Averager
+from lowland.averager import Averager, Drawable
 from lowland.ema import Power, Warmup
-from lowland.posteriors import Drawable
-from lowland.weights import Weights
+from lowland.weights.named import Weights
 
 from .problems import walk
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import lowland
 from lowland import ASWA, SWAG, applied, copy_to
-from lowland.acceptance import RULES
 from lowland.aswa import Decision
+from lowland.averager.acceptance import RULES
 
 from .reference import aswa as reference
 

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 import lowland
 from lowland import applied, copy_to, weights_of
-from lowland.averager import Averager
-from lowland.posteriors import Finite, Posterior
-from lowland.weights import trainable
+from lowland.averager import Averager, Finite, Posterior
+from lowland.weights.named import trainable
 
 from .conformance import AVERAGERS, POSTERIORS, Method
 from .problems import Small, walk

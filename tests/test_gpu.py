@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from lowland import EMA, SWA, SWAG, Mixture, applied, load, predict, refresh_bn, save
+from lowland import EMA, SWA, SWAG, Mixture, applied, load, refresh_bn, save
 from lowland.averager import Averager
+from lowland.predict import predict
 
 from .problems import Small
 

@@ -11,45 +11,37 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "lowland"
 
-# Lowest first: a module or package imports only from the rows above its own. A package's files may import each other.
-ROWS: list[tuple[str, set[str]]] = [
-    ("0 shards", {"shards"}),
-    ("0 threads and files", {"background", "tensorfile"}),
-    ("0 random numbers", {"philox"}),
-    ("0 compiled loops", {"kernels"}),
-    ("0 names", {"selection"}),
-    ("0 tensors", {"weights", "moments"}),
-    ("0 updates", {"passes", "reading", "slots"}),
-    ("0 draws", {"gaussian"}),
-    ("1 seam", {"averager", "scores", "acceptance"}),
-    ("1 drawing", {"posteriors"}),
-    ("2 methods", {"swa", "ema", "snapshots", "swag", "aswa", "mixture", "soup", "cycles", "population", "linear"}),
-    ("3 batches and probabilities", {"batches", "probabilities"}),
-    ("3 what predictions are", {"predictive", "selective", "temperature", "bn_statistics"}),
-    ("3 using weights", {"batchnorm", "control_variate", "calibration", "files", "landscape"}),
-    ("3 whole checkpoints and members", {"checkpoints", "snapshot_files"}),
-    ("3 running draws", {"plans", "bn_draws"}),
-    ("3 predicting", {"predict"}),
-    ("3 growing ensembles", {"accumulation"}),
-    ("3 profiles in time", {"profiles"}),
-    ("3 recording averages", {"records"}),
-    ("3 after training", {"retroactive", "recorder"}),
-    ("3 diagnosing", {"doctor"}),
-    ("4 integrations", {"integrations", "report"}),
-    ("4 studies", {"studies"}),
-    ("4 command line", {"cli"}),
+# One row a floor, lowest first: a file or wing imports only from the rows above its own. A wing's files may import each
+# other.
+FLOORS: list[set[str]] = [
+    {"weights", "calibration", "cycles", "linear"},
+    {"arithmetic"},
+    {"averager"},
+    {"swa", "ema", "snapshots", "swag", "aswa", "mixture", "soup", "population"},
+    {"files", "batchnorm"},
+    {"predict", "checkpoints", "landscape"},
+    {"retroactive"},
+    {"doctor", "integrations", "figures"},
+    {"studies"},
+    {"cli"},
 ]
-RANK = {name: rank for rank, (_, names) in enumerate(ROWS) for name in names}
-LAYER = {name: int(title[0]) for title, names in ROWS for name in names}
-METHOD_MODULES = {name for name, layer in LAYER.items() if layer == 2}
+RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
+METHODS = FLOORS[3] | {"cycles", "linear"}
 METHOD_CLASSES = {"SWA", "EMA", "Snapshots", "SWAG", "ASWA", "Mixture"}
-# What a file below layer 4 may import besides the standard library and lowland.
+# What uses weights and names no method.
+VERBS = {"files", "batchnorm", "predict", "checkpoints", "landscape", "retroactive", "doctor", "calibration"}
+# What may see the public face of the library, and every optional package.
+EDGES = {"integrations", "figures", "studies", "cli"}
+# What a file may import besides the standard library and lowland, and what some wings may, where a call needs it.
 CORE = {"torch", "numpy", "safetensors"}
-# What compiled loops may import besides, at the first call that needs it.
-COMPILERS = {"numba", "llvmlite", "triton"}
+OPTIONAL = {
+    "arithmetic": {"numba", "llvmlite", "triton"},
+    "doctor": {"scipy"},
+    "linear": {"sklearn", "scipy", "joblib", "dask", "distributed", "pyarrow", "threadpoolctl"},
+}
 
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
-LOWER = [path for path in FILES if LAYER.get(path.relative_to(SOURCE).with_suffix("").parts[0], 4) < 4]
+LOWER = [path for path in FILES if path.relative_to(SOURCE).with_suffix("").parts[0] not in EDGES]
 
 
 def name_of(path: Path) -> str:
@@ -83,30 +75,30 @@ def own_imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_every_file_has_a_layer(path: Path) -> None:
-    assert unit_of(path) in RANK, f"{name_of(path)} stands in no row of ROWS: give it one"
+def test_every_file_stands_on_a_floor(path: Path) -> None:
+    assert unit_of(path) in RANK, f"{name_of(path)} stands in no row of FLOORS: give it one"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_a_file_imports_only_from_lower_layers(path: Path) -> None:
+def test_a_file_imports_only_from_lower_floors(path: Path) -> None:
     unit = unit_of(path)
     for line, other in own_imports(path):
         if other == "lowland":
-            assert LAYER[unit] == 4, f"{name_of(path)}:{line} imports the public face from below it"
+            assert unit in EDGES, f"{name_of(path)}:{line} imports the public face from below it"
         elif other != unit:
-            assert RANK[other] < RANK[unit], f"{name_of(path)}:{line} (layer {LAYER[unit]}) imports {other}"
+            assert RANK[other] < RANK[unit], f"{name_of(path)}:{line} (floor {RANK[unit]}) imports {other}"
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if LAYER.get(unit_of(path)) == 2], ids=name_of)
+@pytest.mark.parametrize("path", [path for path in FILES if unit_of(path) in METHODS], ids=name_of)
 def test_methods_never_import_each_other(path: Path) -> None:
-    others = {module for _, module in own_imports(path)} & (METHOD_MODULES - {unit_of(path)})
+    others = {module for _, module in own_imports(path)} & (METHODS - {unit_of(path)})
     assert not others, f"{name_of(path)} imports {sorted(others)}"
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if LAYER.get(unit_of(path)) == 3], ids=name_of)
-def test_layer_three_names_no_method(path: Path) -> None:
+@pytest.mark.parametrize("path", [path for path in FILES if unit_of(path) in VERBS], ids=name_of)
+def test_what_uses_weights_names_no_method(path: Path) -> None:
     for line, other in own_imports(path):
-        assert other not in METHOD_MODULES, f"{name_of(path)}:{line} imports {other}"
+        assert other not in METHODS, f"{name_of(path)}:{line} imports {other}"
     for node in ast.walk(ast.parse(path.read_text())):
         name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
         assert name not in METHOD_CLASSES, f"{name_of(path)} names {name}"
@@ -114,11 +106,31 @@ def test_layer_three_names_no_method(path: Path) -> None:
 
 @pytest.mark.parametrize("path", LOWER, ids=name_of)
 def test_optional_packages_stay_at_the_edge(path: Path) -> None:
+    allowed = set(sys.stdlib_module_names) | CORE | {"lowland"} | OPTIONAL.get(unit_of(path), set())
     for line, name in imports(path):
-        root = name.split(".")[0]
-        allowed = root in sys.stdlib_module_names or root in CORE or root == "lowland"
-        allowed |= unit_of(path) == "kernels" and root in COMPILERS
-        assert allowed, f"{name_of(path)}:{line} imports {root}, which only layer 4 may"
+        assert name.split(".")[0] in allowed, f"{name_of(path)}:{line} imports {name}, which only an edge may"
+
+
+STUDIES = sorted((SOURCE / "studies").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=name_of)
+def test_the_wing_of_studies_is_sealed(path: Path) -> None:
+    """Studies import the library as a user does, so that they could be a package of their own."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            depth = len(path.relative_to(SOURCE).parent.parts)
+            assert node.level <= depth, f"{name_of(path)}:{node.lineno} leaves studies/: import from lowland"
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=name_of)
+def test_no_study_imports_another(path: Path) -> None:
+    own = path.relative_to(SOURCE / "studies").parts[0]
+    alone = {"text", "choice", "images", "links", "linear"}
+    for line, name in imports(path):
+        parts = name.split(".")
+        if own in alone and parts[:2] == ["lowland", "studies"] and len(parts) > 2:
+            assert parts[2] not in alone - {own}, f"{name_of(path)}:{line} imports {name}: what two need lies below"
 
 
 @pytest.mark.parametrize("path", LOWER, ids=name_of)
@@ -127,15 +139,15 @@ def test_fused_arithmetic_and_global_randomness(path: Path) -> None:
         if not isinstance(node, ast.Attribute):
             continue
         where = f"{name_of(path)}:{node.lineno}"
-        if unit_of(path) != "moments":
+        if name_of(path) != "arithmetic/moments.py":
             assert not node.attr.startswith("_foreach_"), f"{where}: only moments.py calls torch.{node.attr}"
         if isinstance(node.value, ast.Name) and node.value.id == "torch":
             assert node.attr not in {"manual_seed", "seed"}, f"{where}: randomness is a generator argument"
 
 
 def outside() -> list[Path]:
-    """Files that may use public names only: layer 4, tests of behaviour, examples, benchmarks."""
-    edges = [path for path in FILES if LAYER.get(unit_of(path)) == 4]
+    """Files that may use public names only: the edges, tests of behaviour, examples, benchmarks."""
+    edges = [path for path in FILES if unit_of(path) in EDGES]
     folders = [ROOT / "tests", ROOT / "examples", ROOT / "benchmarks"]
     return edges + sorted(path for folder in folders for path in folder.rglob("*.py") if ".peers" not in path.parts)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lowland import SWA, SWAG, Mixture, Snapshots
-from lowland.posteriors import draws, members_of
+from lowland.averager import draws, members_of
 
 from .problems import walk
 

@@ -15,13 +15,12 @@ PUBLIC = {
     *("refresh_bn", "predict"),
     *("save", "load"),
 }
-# Public by their own names.
+# Public by their own names: the files and wings of the folder.
 SUBMODULES = {
-    *("weights", "averager", "posteriors", "moments"),
+    *("weights", "averager", "arithmetic.kernels"),
     *("swa", "ema", "snapshots", "swag", "aswa", "mixture", "soup", "cycles"),
-    *("batchnorm", "control_variate", "predict", "calibration", "files", "landscape"),
-    *("profiles", "records", "retroactive", "recorder"),
-    "doctor",
+    *("batchnorm", "calibration", "predict", "files", "checkpoints", "landscape"),
+    *("retroactive", "doctor", "figures", "integrations", "studies"),
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lowland import Snapshots
-from lowland.posteriors import draws
+from lowland.averager import draws
 
 from .problems import four_iterates, walk
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from lowland import SWA, SWAG, kernels
+from lowland import SWA, SWAG
+from lowland.arithmetic import kernels
 
 from .problems import four_iterates, four_iterates_apart, walk
 from .reference.swag import ReferenceSWAG
@@ -67,7 +68,7 @@ def test_17_9_sample(monkeypatch: pytest.MonkeyPatch) -> None:
         # METHODS has z2 = (1, 0, -1) for the iterates 2, 3 and 4; in the ring the fourth took the place of the first.
         return torch.tensor([[1.0, -1.0]]) if number else torch.tensor([[-1.0, 1.0, 0.0]])
 
-    monkeypatch.setattr("lowland.gaussian._normals", normals)
+    monkeypatch.setattr("lowland.arithmetic.gaussian._normals", normals)
     swag = collected(3, four_iterates())
     with kernels.disabled():
         for scale, expected in ((1.0, (3.322876, 1.427124)), (2.0, (3.456615, 1.189831))):

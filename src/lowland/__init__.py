@@ -4,6 +4,7 @@ from . import calibration as calibration
 from . import cycles as cycles
 from . import soup as soup
 from . import weights as weights
+from .arithmetic import kernels as kernels
 from .aswa import ASWA as ASWA
 from .batchnorm import refresh_bn as refresh_bn
 from .ema import EMA as EMA

@@ -16,13 +16,13 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .acceptance import RULES, favour
-from .averager import Averager, Settings, Slot
-from .moments import lerp_, wide_zeros
-from .philox import new_key
-from .scores import EachScore, judge, judge_each
-from .shards import anywhere, local
-from .weights import Score, Select, Weights, clone_of, parameters
+from .arithmetic.moments import lerp_, wide_zeros
+from .arithmetic.philox import new_key
+from .averager.acceptance import RULES, favour
+from .averager.averager import Averager, Settings, Slot
+from .averager.scores import EachScore, judge, judge_each
+from .weights.named import Score, Select, Weights, clone_of, parameters
+from .weights.shards import anywhere, local
 
 
 class Decision(NamedTuple):
@@ -61,7 +61,7 @@ class ASWA(Averager):
 
     Args:
         score: what is maximised, of weights; a state holds its name only.
-        rule: one of `lowland.acceptance.RULES`. The others are those of released codes, faults included, to compare.
+        rule: one of `lowland.averager.RULES`. The others are those of released codes, faults included, to compare.
         level: between 0.5 and 1, such as 0.95; None takes every update that raises the score.
         resamples: of the bootstrap.
         generator: one key is drawn from it here, and kept in the state: a resumed run goes on with the same resamples.

@@ -17,9 +17,9 @@ from typing import Any, SupportsFloat
 import torch
 from torch import Tensor
 
-from .averager import Averager, Settings, Slot
-from .moments import wide_zeros
-from .weights import Select, Weights, clone_of, parameters
+from .arithmetic.moments import wide_zeros
+from .averager.averager import Averager, Settings, Slot
+from .weights.named import Select, Weights, clone_of, parameters
 
 Decay = float | Callable[[int], float]
 

@@ -17,10 +17,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .averager import Averager
-from .posteriors import COMPOSITES, Drawable, Posterior, draws, members_of
-from .shards import like, local
-from .weights import Weights, check_same, clone_of
+from .averager.averager import Averager
+from .averager.posteriors import COMPOSITES, Drawable, Posterior, draws, members_of
+from .weights.named import Weights, check_same, clone_of
+from .weights.shards import like, local
 
 
 @runtime_checkable

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .averager import Averager, Settings, Slot
-from .moments import lerp_, wide_zeros
-from .weights import Select, Weights, clone_of, parameters
+from .arithmetic.moments import lerp_, wide_zeros
+from .averager.averager import Averager, Settings, Slot
+from .weights.named import Select, Weights, clone_of, parameters
 
 
 class Snapshots(Averager):

@@ -22,9 +22,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .moments import first_nonfinite, lerp_, wide_zeros
-from .scores import judge
-from .weights import Score, Weights, check_same, clone_of
+from .arithmetic.moments import first_nonfinite, lerp_, wide_zeros
+from .averager.scores import judge
+from .weights.named import Score, Weights, check_same, clone_of
 
 
 @torch.no_grad()

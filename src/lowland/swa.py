@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .averager import Averager, Settings, Slot
-from .moments import wide_zeros
-from .weights import Weights, clone_of
+from .arithmetic.moments import wide_zeros
+from .averager.averager import Averager, Settings, Slot
+from .weights.named import Weights, clone_of
 
 
 class SWA(Averager):

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal
 
-from .averager import Averager, Settings, Slot
-from .gaussian import Gaussian, draw, stream
-from .moments import second_moment, term, wide_zeros
-from .philox import new_key
-from .shards import is_sharded
-from .weights import Select, Weights, check_same, clone_of, parameters
+from .arithmetic.gaussian import Gaussian, draw, stream
+from .arithmetic.moments import second_moment, term, wide_zeros
+from .arithmetic.philox import new_key
+from .averager.averager import Averager, Settings, Slot
+from .weights.named import Select, Weights, check_same, clone_of, parameters
+from .weights.shards import is_sharded
 
 
 class SWAG(Averager):
@@ -128,7 +128,8 @@ class SWAG(Averager):
         """Draw weights, in float32 or wider; with `n` every tensor gains a leading axis of `n` draws.
 
         The deviations are read once whatever `n` is. A draw depends on the generator's state, the names and the
-        statistics, not on chunks, threads, shards or devices (`lowland.philox`). Beside the result 16 MB are held.
+        statistics, not on chunks, threads, shards or devices (`lowland.arithmetic.philox`). Beside the result 16 MB
+        are held.
 
         Args:
             n: how many draws; None gives one without the axis.

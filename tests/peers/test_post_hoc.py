@@ -8,8 +8,8 @@ from tests.reference import retroactive as naive
 
 from lowland import EMA
 from lowland.ema import Power
-from lowland.profiles import PowerLaw, fit
-from lowland.retroactive import Recorded, synthesise
+from lowland.retroactive import PowerLaw, fit, synthesise
+from lowland.retroactive.sweep import Recorded
 
 STEPS, EVERY, WIDTHS = 300, 25, (0.05, 0.1)
 

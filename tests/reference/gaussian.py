@@ -1,12 +1,12 @@
-"""The naive twin of `lowland.gaussian`: the formula in float64, all of a tensor at once."""
+"""The naive twin of `lowland.arithmetic.gaussian`: the formula in float64, all of a tensor at once."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from lowland.gaussian import Gaussian
-from lowland.philox import normals, tensor_ids
+from lowland.arithmetic.gaussian import Gaussian
+from lowland.arithmetic.philox import normals, tensor_ids
 
 
 def reference_draw(gaussian: Gaussian, key: int, draws: range) -> dict[str, Tensor]:

@@ -11,12 +11,12 @@ from .average import through as through
 from .describe import describe as describe
 from .draw import sample as sample
 from .inputs import expand as expand
+from .layout import Checkpoint as Checkpoint
+from .layout import Shard as Shard
+from .layout import Stored as Stored
 from .plan import Estimate as Estimate
 from .plan import Plan as Plan
 from .plan import estimate as estimate
 from .posterior import plan_posterior as plan_posterior
 from .posterior import posterior as posterior
-from .sources import Checkpoint as Checkpoint
-from .sources import Shard as Shard
-from .sources import Stored as Stored
 from .sources import open_checkpoint as open_checkpoint

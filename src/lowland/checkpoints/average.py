@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from ..averager import Averager
-from ..weights import Weights
+from ..averager.averager import Averager
+from ..weights.named import Weights
+from .layout import Checkpoint, Shard
 from .output import Assembly, check_target, sizes
 from .plan import Plan, opened, room, settings_of
-from .sources import Checkpoint, Shard
 from .streaming import Job, Key, Place, Report, cut, stream
 
 Merge = Callable[[Iterator[Weights]], Weights]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .sources import Checkpoint, Run, Shard, Stored, nest_of
+from .layout import Checkpoint, Run, Shard, Stored, nest_of
 from .torchfiles import load_structure, stored_at
 
 # Shards of the output, as a distributed checkpoint is written as safetensors.

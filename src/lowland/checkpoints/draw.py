@@ -17,13 +17,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..averager import KINDS
-from ..files import load
-from ..posteriors import Posterior, draws
-from ..weights import Weights, bare_name, check_same
+from ..averager.averager import KINDS
+from ..averager.posteriors import Posterior, draws
+from ..files.state import load
+from ..weights.named import Weights, bare_name, check_same
 from .average import beside, room_for, tied_names
+from .layout import Checkpoint
 from .output import Assembly, check_room, check_target
-from .sources import Checkpoint, open_checkpoint
+from .sources import open_checkpoint
 from .streaming import Key, Place, Reader, Report
 
 View = Callable[[Any], Posterior]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from glob import glob
 from pathlib import Path
 
-from .sources import TORCH_SUFFIXES
+from .layout import TORCH_SUFFIXES
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

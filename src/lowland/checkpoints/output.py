@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from .sources import DTYPE_NAMES, Stored
+from ..files.replacing import flush
+from .layout import DTYPE_NAMES, Stored
 from .streaming import Place
 from .torchfiles import mend_checksums, write_torch_skeleton
 
@@ -155,7 +156,7 @@ class Assembly:
 
     def _sync(self, numbers: Sequence[int]) -> None:
         for path in self.files:
-            _flush(path)
+            flush(path)
         self._lock.write("".join(f"{number}\n" for number in numbers))
         self._lock.flush()
         os.fsync(self._lock.fileno())
@@ -167,20 +168,20 @@ class Assembly:
         for path in self._mend:
             mend_checksums(path)
         for path in self.files:
-            _flush(path)
+            flush(path)
         single = self.target.name if self.files == [self.part / self.target.name] and self.target.suffix else None
         if single is None:
             beside(self.part)
             (self.part / _PLAN).unlink()
             (self.part / _JOURNAL).unlink()
-            _flush(self.part)
+            flush(self.part)
             if self.target.exists():
                 self.target.rmdir()  # check_target saw that it is empty
             os.rename(self.part, self.target)
         else:
             os.rename(self.part / single, self.target)
             shutil.rmtree(self.part)
-        _flush(self.target.parent)
+        flush(self.target.parent)
 
 
 def check_target(target: Path) -> None:
@@ -213,7 +214,7 @@ def durable(path: Path, content: bytes) -> None:
     """Write a small file under another name, flush it and rename it."""
     part = path.with_name(f"{path.name}.new")
     part.write_bytes(content)
-    _flush(part)
+    flush(part)
     os.replace(part, path)
 
 
@@ -226,11 +227,3 @@ def sizes(tensors: Mapping[str, Stored], names: Iterable[str], dtype: torch.dtyp
         )
         for name in names
     }
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..weights import check_same
+from ..weights.named import check_same
+from .layout import Checkpoint, Stored
 from .output import check_room
-from .sources import Checkpoint, Stored, open_checkpoint
+from .sources import open_checkpoint
 from .streaming import Report, stretch
 
 _MEASURED = 64 << 20  # bytes read and written to learn the disk's rates

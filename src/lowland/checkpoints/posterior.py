@@ -13,12 +13,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..averager import Averager
-from ..files import save
-from ..weights import Select, Weights
+from ..averager.averager import Averager
+from ..files.state import save
+from ..weights.named import Select, Weights
+from .layout import Checkpoint
 from .output import Assembly, check_target
 from .plan import Plan, opened, room, settings_of
-from .sources import Checkpoint
 from .streaming import Job, Key, Place, Report, cut, stream
 
 

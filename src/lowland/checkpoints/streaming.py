@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..moments import first_nonfinite, wide
-from ..weights import Weights
-from .sources import Checkpoint, Run, Stored
+from ..arithmetic.moments import first_nonfinite, wide
+from ..weights.named import Weights
+from .layout import Checkpoint, Run, Stored
 
 BUDGET = 256 << 20  # bytes of all stretches in flight
 _LONGEST = 1 << 20  # elements of a stretch: what a core's share of the cache holds

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from .sources import NESTS, Run, Stored, nest_of
+from .layout import NESTS, Run, Stored, nest_of
 
 
 def read_torch_header(path: Path) -> tuple[tuple[str, ...], dict[str, Stored]]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from . import checkpoints, doctor, grids, schedule, screen, text
+from . import checkpoints, data, doctor, grids, runs, schedule, screen, studies
 
 app = typer.Typer(
     add_completion=False,
@@ -17,10 +17,10 @@ app = typer.Typer(
     help="Averaged weights, Gaussian weight posteriors and calibrated predictions.",
 )
 app.add_typer(grids.study_app, name="study")
-app.add_typer(text.data_app, name="data")
-app.command()(text.demo)
-app.command()(text.predict)
-app.command()(text.report)
+app.add_typer(data.data_app, name="data")
+app.command()(studies.demo)
+app.command()(runs.predict)
+app.command()(runs.report)
 app.command()(checkpoints.average)
 app.command()(checkpoints.soup)
 app.command()(checkpoints.posterior)

@@ -132,7 +132,7 @@ def posterior(
     """Fit SWAG, a Gaussian over weights, to a row of checkpoints; the file is one that lowland.load reads."""
     from .. import SWAG
     from ..checkpoints import expand, plan_posterior
-    from ..weights import matching
+    from ..weights.named import matching
 
     paths = _tail(expand(inputs, keep_order=as_given), last)
     if len(paths) < 2:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..doctor import Diagnosis
-    from ..weights import Weights
+    from ..weights.named import Weights
 
 _COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold red"}
 
@@ -129,7 +129,7 @@ def _from_file(path: Path) -> dict[str, Any]:
     """Run a user's file and make a score, a model and batches of what it defines."""
     from torch import nn
 
-    from ..weights import applied
+    from ..weights.named import applied
 
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")

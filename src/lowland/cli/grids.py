@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import screen
-from .text import Out, Resume, study_app, written_report
+from .runs import written_report
+from .studies import Out, Resume, study_app
 
 __all__ = ["images", "links", "study_app"]
 
@@ -70,8 +71,8 @@ def _run(
     as_json: bool,
 ) -> None:
     """Run the study of a package `study`, show its tables, and write its report."""
-    from ..studies.folder import read_json
     from ..studies.grid import run_grid
+    from ..studies.runs.folder import read_json
 
     asked = study.read_config(config) if config else study.from_mapping({})
     asked = _with(asked, given)

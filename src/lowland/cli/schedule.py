@@ -52,7 +52,7 @@ def schedule(
     rates = [rate * made(step) for step in range(steps)]
     collected = [step for step in range(steps) if made.collect_at(step)]
     if svg is not None:
-        from ..report import write_schedule
+        from ..figures.write import write_schedule
 
         write_schedule(made, steps, svg, rate)
     if as_json:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..records import Source, opened
+from ..retroactive.records import Source, opened
 from . import along, norms, permutation, weights_alone
 from . import trajectory as steps
 from .diagnosis import Diagnosis, grouped

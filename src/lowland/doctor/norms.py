@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..weights import Weights
+from ..weights.named import Weights
 from .along import Scale
 from .findings import Finding
 from .scoring import Scores

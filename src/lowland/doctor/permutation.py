@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..weights import Weights
+from ..weights.named import Weights
 from .assignment import LIMIT, assign
 from .findings import Finding, few
 from .survey import Surveyed

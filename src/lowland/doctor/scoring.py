@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..batches import call
-from ..batchnorm import refresh_bn
-from ..bn_statistics import layers_of
-from ..moments import wide
-from ..weights import Weights, applied, clone_of, floating, weights_of
+from ..arithmetic.moments import wide
+from ..batchnorm.refresh import refresh_bn
+from ..batchnorm.statistics import layers_of
+from ..weights.named import Weights, applied, clone_of, floating, weights_of
+from ..weights.running import call
 from .survey import STATISTICS
 
 Values = np.ndarray[Any, np.dtype[np.float64]]  # one an example, or one number

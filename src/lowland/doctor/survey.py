@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..moments import first_nonfinite
-from ..weights import Weights
+from ..arithmetic.moments import first_nonfinite
+from ..weights.named import Weights
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 STATISTICS = ("running_mean", "running_var")

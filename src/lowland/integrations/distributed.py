@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from .. import files, tensorfile
-from ..averager import Averager
-from ..shards import like, local
-from ..weights import Weights
+from ..averager.averager import Averager
+from ..files import state as files
+from ..files import tensorfile
+from ..weights.named import Weights
+from ..weights.shards import like, local
 
 _KEY = "averager"
 

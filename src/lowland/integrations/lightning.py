@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..averager import Averager
-from ..batchnorm import refresh_bn
-from ..weights import applied, copy_to
+from ..averager.averager import Averager
+from ..batchnorm.refresh import refresh_bn
+from ..weights.named import applied, copy_to
 from .schedule import Schedule, When, schedule, span
 
 try:

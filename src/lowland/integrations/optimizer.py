@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..averager import Averager
+from ..averager.averager import Averager
 from .schedule import When, schedule
 
 

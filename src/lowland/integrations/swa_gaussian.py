@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..moments import term
+from ..arithmetic.moments import term
 from ..swag import SWAG
 
 

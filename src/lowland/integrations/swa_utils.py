@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..averager import Averager, Settings, Slot
+from ..arithmetic.moments import wide_zeros
+from ..averager.averager import Averager, Settings, Slot
 from ..ema import EMA
-from ..moments import wide_zeros
 from ..swa import SWA
-from ..weights import Select, Weights, bare_name, clone_of, copy_to, parameters, weights_of
+from ..weights.named import Select, Weights, bare_name, clone_of, copy_to, parameters, weights_of
 
 AvgFn = Callable[[Tensor, Tensor, Tensor | int], Tensor]
 MultiAvgFn = Callable[[tuple[Tensor, ...] | list[Tensor], tuple[Tensor, ...] | list[Tensor], Tensor | int], None]

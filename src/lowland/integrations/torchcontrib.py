@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..batchnorm import refresh_bn
-from ..moments import lerp_, wide
+from ..arithmetic.moments import lerp_, wide
+from ..batchnorm.refresh import refresh_bn
 
 _COUNTERS = ("step_counter", "n_avg")
 

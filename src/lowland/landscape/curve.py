@@ -18,8 +18,8 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from ..moments import first_nonfinite
-from ..weights import Weights, check_same, clone_of
+from ..arithmetic.moments import first_nonfinite
+from ..weights.named import Weights, check_same, clone_of
 from .walk import Measure, Walk, evenly, mix, mixes, walk, wide
 
 Kind = Literal["bezier", "chain"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..weights import Weights
+from ..weights.named import Weights
 from .walk import Measure, Walk, evenly, walk
 
 

@@ -8,9 +8,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..batches import evaluating
-from ..bn_statistics import layers_of
-from ..weights import Weights, applied
+from ..batchnorm.statistics import layers_of
+from ..weights.named import Weights, applied
+from ..weights.running import evaluating
 
 Batch = TypeVar("Batch")
 # Means over the examples of a batch: one number, or several by name, of which the one named "loss" is trained on.

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..batches import unwrapped
-from ..weights import bare_name, check_same, clone_of
+from ..weights.named import bare_name, check_same, clone_of
+from ..weights.running import unwrapped
 from .curve import Curve
 from .measures import BatchLoss
 from .walk import mix, wide

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..weights import Weights, check_same
+from ..weights.named import Weights, check_same
 
 # What is measured at a point: numbers that are better when lower, such as a loss. One number is called "loss".
 Measure = Callable[[Weights], float | Mapping[str, float]]

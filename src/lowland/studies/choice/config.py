@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import ADAPTER_RULES, MODEL_NAME, Lora, check_adapters
-from ..settings import BELOW_ONE, POSITIVE, at_least, check, one_of, read_toml, sections_of
+from ..adapters.config import ADAPTER_RULES, MODEL_NAME, Lora, check_adapters
+from ..runs.settings import BELOW_ONE, POSITIVE, at_least, check, one_of, read_toml, sections_of
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ... import SWAG, copy_to, load, save
-from ...calibration import summary
-from ...posteriors import draws
-from ...probabilities import entropy
-from ...weights import Weights, clone_of, trainable, weights_of
-from ..classifier import AdaptedClassifier
-from ..config import period
-from ..folder import read_arrays, read_json, write_arrays, write_json
-from ..progress import Progress
-from ..training import class_probabilities, derived_seed, own_randomness, run_phase, stream
+from lowland import SWAG, copy_to, load, save, weights_of
+from lowland.averager import draws
+from lowland.calibration import entropy, summary
+from lowland.weights import Weights, clone_of, trainable
+
+from ..adapters.classifier import AdaptedClassifier
+from ..adapters.training import class_probabilities, run_phase
+from ..runs.folder import read_arrays, read_json, write_arrays, write_json
+from ..runs.progress import Progress
+from ..runs.randomness import derived_seed, own_randomness, stream
+from ..runs.settings import period
 from .config import ChoiceStudy
 from .questions import Question, Questions
 

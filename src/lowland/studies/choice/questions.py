@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..adapters.tokens import Batch, Tokens
 from ..packaged import QUESTIONS_PACKAGE, find_file
-from ..tokens import Batch, Tokens
 from .config import Data
 
 LETTERS = "ABCDEFGHIJ"

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..classifier import AdaptedClassifier, adapted_paths, with_adapters
-from ..config import Lora
+from ..adapters.classifier import AdaptedClassifier, adapted_paths, with_adapters
+from ..adapters.config import Lora
 from .config import Model
 from .gguf import smollm2
 from .questions import LETTERS, Questions
@@ -112,10 +112,10 @@ def load_scorer(settings: Model, width: int) -> tuple[nn.Module, Any, Path | Non
         ValueError: the folder or the hub name holds no readable model, or a letter is more than one token.
         ImportError: transformers is missing.
     """
-    from ..config import Model as Encoder
+    from ..adapters.config import Model as Encoder
 
     if settings.kind == "pairs":
-        from ..classifier import load_encoder
+        from ..adapters.classifier import load_encoder
 
         chosen = Encoder(encoder=settings.model, max_length=settings.max_length)
         encoder, tokenizer, folder = load_encoder(chosen)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...probabilities import entropy
+from lowland.calibration import entropy
 
 SCORES = ("entropy", "mutual information", "disagreement")
 

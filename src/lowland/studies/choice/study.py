@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...weights import clone_of, weights_of
-from ..comparison import METHODS, TRAINED, Compared, Predictions, compare
-from ..ending import Shown, write_run, write_times
-from ..folder import write_json
-from ..opening import begin, finished, read_configured
-from ..progress import Progress, Silent
-from ..training import own_randomness, quiet
+from lowland import weights_of
+from lowland.weights import clone_of
+
+from ..adapters.comparison import METHODS, TRAINED, Compared, Predictions, compare
+from ..adapters.ending import Shown, write_run, write_times
+from ..runs.folder import write_json
+from ..runs.opening import begin, finished, read_configured
+from ..runs.progress import Progress, Silent
+from ..runs.randomness import own_randomness, quiet
 from .config import ChoiceStudy, from_mapping
 from .member import Material, Member, Voted
 from .questions import LETTERS, as_questions, load_splits

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from ..config import to_toml
-from ..folder import read_json, require_space, write_bytes, write_json
-from ..opening import check_folder
-from ..outputs import clean, machine
-from ..progress import Progress, Silent
-from ..training import one_thread, own_randomness, quiet
+from ..runs.folder import read_json, require_space, write_bytes, write_json
+from ..runs.opening import check_folder
+from ..runs.progress import Progress, Silent
+from ..runs.randomness import one_thread, own_randomness, quiet
+from ..runs.settings import to_toml
+from ..runs.versions import clean, machine
 from .cells import Cell, Result, check_result
 from .gathering import gather
 from .kinds import Kind

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ... import ASWA, SWA, SWAG, Mixture
-from ...cycles import swa_linear
+from lowland import ASWA, SWA, SWAG, Mixture
+from lowland.cycles import swa_linear
+
 from ..grid.cells import Cell
 from ..grid.paths import path_of
-from ..training import one_thread
+from ..runs.randomness import one_thread
 from .config import ImagesStudy, counts_of, rates_of
 from .evaluation import Candidate, Judge, Score
 from .kind import KIND

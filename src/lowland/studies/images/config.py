@@ -9,7 +9,7 @@ from typing import Any
 
 from ..grid.cells import Cell
 from ..grid.paths import placed
-from ..settings import read_toml, sections_of
+from ..runs.settings import read_toml, sections_of
 from .names import RATES, network_of
 from .ranges import check
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ... import predict
-from ...calibration import accuracy, nll, summary
-from ...posteriors import Drawable
-from ...weights import Weights
+from lowland import predict
+from lowland.averager import Drawable
+from lowland.calibration import accuracy, nll, summary
+from lowland.weights import Weights
+
 from ..grid.cells import Cell
-from ..training import derived_seed, stream
+from ..runs.randomness import derived_seed, stream
 from .config import ImagesStudy
 from .corruptions import corrupted
 from .sets import Images, standardised

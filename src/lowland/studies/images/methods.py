@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ... import ASWA, EMA, SWA, SWAG, Snapshots
-from ...averager import Averager
-from ...cycles import cosine_restarts, swa_linear, triangle
-from ...ema import half_life
-from ...weights import floating
-from ..config import period
+from lowland import ASWA, EMA, SWA, SWAG, Snapshots
+from lowland.averager import Averager
+from lowland.cycles import cosine_restarts, swa_linear, triangle
+from lowland.ema import half_life
+from lowland.weights import floating
+
+from ..runs.settings import period
 from .config import ImagesStudy, rates_of
 from .evaluation import Candidate, Judge, Score
 from .trajectory import Trajectory

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import Any
 
-from ..settings import (
+from ..runs.settings import (
     BELOW_ONE,
     DIFFERENT_SEEDS,
     POSITIVE,
@@ -17,13 +17,9 @@ from ..settings import (
     one_of,
     period,
 )
-from ..settings import check as look
+from ..runs.settings import check as look
 from .corruptions import CORRUPTIONS
 from .names import network_of
-
-if TYPE_CHECKING:
-    from .config import ImagesStudy
-
 
 RULES: dict[str, Rule] = {
     "data.sets": SOME,
@@ -60,7 +56,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-def check(s: ImagesStudy) -> None:
+def check(s: Any) -> None:  # an ImagesStudy, whose module imports this one
     """Check every setting, in about the order of the file.
 
     Raises:

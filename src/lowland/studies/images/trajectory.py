@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...cycles import Schedule
-from ...weights import clone_of, floating, weights_of
+from lowland import weights_of
+from lowland.cycles import Schedule
+from lowland.weights import clone_of, floating
+
 from ..grid.cells import Cell
-from ..training import derived_seed, stream
+from ..runs.randomness import derived_seed, stream
 from .config import ImagesStudy, rates_of
 from .names import network_of
 from .networks import build

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ... import ASWA, EMA, SWA, Snapshots, weights_of
-from ...weights import Weights
+from lowland import ASWA, EMA, SWA, Snapshots, weights_of
+from lowland.weights import Weights
+
 from ..grid.cells import Cell
 from ..grid.kinds import Kind, Metric
 from ..grid.paths import path_of
-from ..training import derived_seed, own_randomness, stream
+from ..runs.randomness import derived_seed, own_randomness, stream
 from .config import LinksStudy, rate_of
 from .graphs import Tails, load_graph
 from .judging import PARTS, Judge

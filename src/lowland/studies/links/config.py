@@ -9,7 +9,7 @@ from typing import Any
 
 from ..grid.cells import Cell
 from ..grid.paths import path_of, placed
-from ..settings import (
+from ..runs.settings import (
     BELOW_ONE,
     DIFFERENT_SEEDS,
     POSITIVE,

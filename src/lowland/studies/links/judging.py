@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 import torch
 
-from ... import applied, refresh_bn
-from ...weights import Weights
-from ..training import stream
+from lowland import applied, refresh_bn
+from lowland.weights import Weights
+
+from ..runs.randomness import stream
 from .answering import rank_queries
 from .config import LinksStudy
 from .config import Queries as Settings

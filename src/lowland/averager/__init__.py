@@ -1,0 +1,12 @@
+"""The seam between methods and what uses them: what an averager is, and what a posterior is."""
+
+from .averager import KINDS as KINDS
+from .averager import Averager as Averager
+from .posteriors import COMPOSITES as COMPOSITES
+from .posteriors import Composite as Composite
+from .posteriors import Drawable as Drawable
+from .posteriors import Finite as Finite
+from .posteriors import Posterior as Posterior
+from .posteriors import Streamed as Streamed
+from .posteriors import draws as draws
+from .posteriors import members_of as members_of

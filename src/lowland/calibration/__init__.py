@@ -1,0 +1,25 @@
+"""How far probabilities can be believed."""
+
+from .bootstrap import Interval as Interval
+from .bootstrap import bootstrap as bootstrap
+from .bootstrap import differences as differences
+from .bootstrap import intervals as intervals
+from .bootstrap import summary as summary
+from .metrics import PrecisionRecallF1 as PrecisionRecallF1
+from .metrics import Reliability as Reliability
+from .metrics import accuracy as accuracy
+from .metrics import brier as brier
+from .metrics import ece as ece
+from .metrics import macro_precision_recall_f1 as macro_precision_recall_f1
+from .metrics import mcc as mcc
+from .metrics import nll as nll
+from .metrics import reliability as reliability
+from .probabilities import entropy as entropy
+from .selective import SelectiveRisk as SelectiveRisk
+from .selective import aupr as aupr
+from .selective import auroc as auroc
+from .selective import ood_scores as ood_scores
+from .selective import risk_threshold as risk_threshold
+from .selective import selective_risk as selective_risk
+from .temperature import fit_temperature as fit_temperature
+from .temperature import temper as temper

@@ -1,0 +1,113 @@
+"""What a checkpoint is: its tensors, the files that they lie in, and the bytes of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# The keys under which training code puts the model's weights, in the order in which they are looked for.
+NESTS = ("state_dict", "model_state_dict", "model", "module", "weights", "net")
+
+
+DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool},
+    **{"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64},
+}
+
+
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Elements of a tensor that lie side by side in a file: `length` of them from element `start` on."""
+
+    path: Path
+    offset: int  # bytes from the beginning of the file
+    start: int  # elements, in the flattened tensor
+    length: int  # elements
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in its files. One that no runs describe, such as a transposed view, is read by `whole` at once."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    runs: tuple[Run, ...]
+    whole: Callable[[], Tensor] | None = field(default=None, compare=False)
+
+    @property
+    def numel(self) -> int:
+        """Return the number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes that the elements take."""
+        return self.numel * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a checkpoint and the names of its tensors in their order."""
+
+    file: str
+    names: tuple[str, ...]
+    metadata: Mapping[str, str] | None = None  # of a safetensors header
+    under: tuple[str, ...] = ()  # keys that lead to the weights inside a torch file
+    torch: bool = False  # written by torch.save, else safetensors
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What lies under a path, and how it is laid out in files.
+
+    Args:
+        kind: in words. index: name and content of the file that says which shard holds which tensor.
+    """
+
+    path: Path
+    kind: str
+    tensors: Mapping[str, Stored]
+    shards: tuple[Shard, ...]
+    index: tuple[str, Mapping[str, Any]] | None = None
+    state: Mapping[str, Any] | None = None  # header of a lowland state file
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of all tensors; one that has two names counts once."""
+        tied = {name for group in self.ties() for name in group[1:]}
+        return sum(stored.nbytes for name, stored in self.tensors.items() if name not in tied)
+
+    @property
+    def files(self) -> list[Path]:
+        """Return the files that hold the tensors."""
+        folder = self.path if self.path.is_dir() else self.path.parent
+        own = {run.path for stored in self.tensors.values() for run in stored.runs}
+        return sorted(own | {path for shard in self.shards if (path := folder / shard.file).is_file()})
+
+    def ties(self) -> list[tuple[str, ...]]:
+        """Return the groups of names that share one place in the files."""
+        groups: dict[tuple[Run, ...], list[str]] = {}
+        for name, stored in self.tensors.items():
+            if stored.runs and stored.numel:
+                groups.setdefault(stored.runs, []).append(name)
+        return [tuple(names) for names in groups.values() if len(names) > 1]
+
+
+TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def nest_of(keys: Iterable[str]) -> str | None:
+    """Return the first of the usual keys of a model's weights that is among `keys`."""
+    held = set(keys)
+    return next((key for key in NESTS if key in held), None)

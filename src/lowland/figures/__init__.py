@@ -1,0 +1,9 @@
+"""Figures of library objects: a sweep, a trace of ASWA, a schedule, an ensemble that grows.
+
+Needs matplotlib: `pip install 'lowland[plot]'`.
+"""
+
+from .write import write_accumulation as write_accumulation
+from .write import write_schedule as write_schedule
+from .write import write_sweep as write_sweep
+from .write import write_trace as write_trace

@@ -1,0 +1,97 @@
+"""Figures of library objects, each as one SVG file."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..aswa import ASWA
+    from ..cycles import Schedule
+    from ..predict.accumulation import Accumulation
+    from ..retroactive.sweep import Sweep
+
+
+def write_sweep(sweep: Sweep, path: str | os.PathLike[str], metric: str = "validation score") -> Path:
+    """Write score against half-life as one SVG file that stands alone, and return its path.
+
+    Raises `ImportError` where matplotlib is missing.
+
+    >>> import tempfile, torch
+    >>> from lowland.retroactive import Window
+    >>> from lowland.retroactive import intervals, sweep
+    >>> found = sweep(intervals([(5, {"w": torch.ones(1)})]), [Window(4, 5)], lambda weights: 0.0)
+    >>> write_sweep(found, Path(tempfile.mkdtemp()) / "sweep.svg").name
+    'sweep.svg'
+    """
+    _need_matplotlib()
+    from .sweep import half_life_figure
+
+    return _alone(half_life_figure(sweep, metric=metric), path)
+
+
+def write_trace(average: ASWA, path: str | os.PathLike[str], metric: str = "validation score") -> Path:
+    """Write the trace of an ASWA run as one SVG file that stands alone, and return its path.
+
+    Raises `ImportError` where matplotlib is missing, `RuntimeError` before the first update.
+
+    >>> import tempfile, torch
+    >>> from lowland import ASWA
+    >>> average = ASWA(lambda weights: 0.0)
+    >>> average.update({"w": torch.ones(1)})
+    >>> write_trace(average, Path(tempfile.mkdtemp()) / "trace.svg").name
+    'trace.svg'
+    """
+    _need_matplotlib()
+    from .trace import trace_figure
+
+    return _alone(trace_figure(average, metric=metric), path)
+
+
+def write_schedule(schedule: Schedule, steps: int, path: str | os.PathLike[str], rate: float = 1.0) -> Path:
+    """Write the rate of every step, and when to collect, as one SVG file that stands alone, and return its path.
+
+    Raises `ImportError` where matplotlib is missing.
+
+    >>> import tempfile
+    >>> from lowland.cycles import triangle
+    >>> write_schedule(triangle(8, 0.01), 32, Path(tempfile.mkdtemp()) / "fge.svg", rate=0.05).name
+    'fge.svg'
+    """
+    _need_matplotlib()
+    from .ensembles import schedule_figure
+
+    return _alone(schedule_figure(schedule, steps, rate), path)
+
+
+def write_accumulation(curves: Accumulation, metric: str, path: str | os.PathLike[str]) -> Path:
+    """Write a metric against the number of members as one SVG file that stands alone, and return its path.
+
+    Raises `ImportError` where matplotlib is missing.
+
+    >>> import tempfile
+    >>> from lowland.predict import Accumulation
+    >>> rows = [{"nll": 0.5}]
+    >>> write_accumulation(Accumulation(rows, rows, rows), "nll", Path(tempfile.mkdtemp()) / "nll.svg").name
+    'nll.svg'
+    """
+    _need_matplotlib()
+    from .ensembles import accumulation_figure
+
+    return _alone(accumulation_figure(curves, metric), path)
+
+
+def _need_matplotlib() -> None:
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError as error:
+        raise ImportError("the figure needs matplotlib: pip install 'lowland[plot]'") from error
+
+
+def _alone(figure: str, path: str | os.PathLike[str]) -> Path:
+    alone = figure.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1)
+    path = Path(path)
+    path.write_text(alone, encoding="utf-8")
+    return path

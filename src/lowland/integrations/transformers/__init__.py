@@ -1,0 +1,3 @@
+"""Transformers: averages in the Trainer."""
+
+from .callback import AveragingCallback as AveragingCallback

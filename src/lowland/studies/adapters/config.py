@@ -1,0 +1,77 @@
+"""What the configurations of the studies of adapters share: the adapter, its encoder, and the rules of both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..runs.settings import BELOW_ONE, DIFFERENT_SEEDS, POSITIVE, SHARE, SWAG_RANK, Rule, at_least
+from ..runs.settings import period as period
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which encoder, and what stands on it."""
+
+    encoder: str = "packaged"  # the packaged MiniLM, a local folder or a hub name
+    pooling: str = "mean"  # or "cls"
+    max_length: int = 48  # tokens
+    encoder_dropout: float = 0.0  # with 0 attention takes its fast path
+    head_dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()  # names of linear layers; empty: the attention's query and value
+    layers: tuple[int, ...] = ()  # empty: all; upper layers only: what lies below is computed once per text
+
+
+# Of the settings that every study of adapters and SWAG has.
+ADAPTER_RULES: dict[str, Rule] = {
+    "data.test_share": SHARE,
+    "data.seed": at_least(0),
+    "lora.rank": at_least(1),
+    "lora.alpha": POSITIVE,
+    "lora.dropout": BELOW_ONE,
+    "lora.layers": Rule(lambda layers: min(layers, default=0) >= 0, "count layers from 0"),
+    "training.seeds": DIFFERENT_SEEDS,
+    "training.epochs": at_least(1),
+    "training.batch_size": at_least(1),
+    "training.learning_rate": POSITIVE,
+    "training.weight_decay": at_least(0),
+    "training.clip": POSITIVE,
+    "swag.start": at_least(0),
+    "swag.learning_rate": POSITIVE,
+    "swag.rank": SWAG_RANK,
+    "evaluation.samples": at_least(1),
+    "evaluation.scale": at_least(0),
+    "evaluation.bins": at_least(1),
+    "evaluation.resamples": at_least(10),
+    "evaluation.level": SHARE,
+    "evaluation.batch_size": at_least(1),
+}
+
+
+MODEL_NAME = Rule(bool, 'name a folder, a hub model, or "packaged"')
+
+
+def check_adapters(study: Any) -> None:
+    """Check what settings of a study of adapters and SWAG mean together.
+
+    Raises:
+        ValueError: SWAG starts too late, its period cannot be read, or there is no one source of data.
+    """
+    start, epochs = study.swag.start, study.training.epochs
+    if not start < epochs:
+        raise ValueError(
+            f"swag.start must come before the last epoch, got start {start} of {epochs} epochs: lower it, or train "
+            "longer"
+        )
+    period(study.swag.every)
+    if bool(study.data.name) == bool(study.data.train):
+        raise ValueError("data takes either name= (a packaged set) or train= (your file), got both or none of them")

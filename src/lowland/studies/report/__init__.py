@@ -1,0 +1,3 @@
+"""The page of a run: written from the run's folder alone."""
+
+from .write import write as write

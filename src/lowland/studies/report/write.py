@@ -1,0 +1,49 @@
+"""The report of a study: one HTML file that holds everything it shows.
+
+Needs matplotlib and Jinja2: `pip install 'lowland[plot]'`.
+"""
+
+import importlib
+import os
+import tempfile
+from pathlib import Path
+
+
+def write(run_folder: Path) -> Path:
+    """Write `report.html` into a finished run folder and return its path.
+
+    The file refers to nothing outside itself, and the same run folder gives the same bytes. It replaces an older report
+    in one step: whoever reads meanwhile sees the old one or the new one.
+
+    Raises `ImportError` where matplotlib or Jinja2 is missing, `FileNotFoundError` for a missing file of the run and
+    `ValueError` for a broken one, naming it; nothing is written then.
+
+    >>> write(Path("no-such-run"))
+    Traceback (most recent call last):
+    ...
+    FileNotFoundError: no-such-run is not a run folder: got no such directory, wanted one that a study wrote
+    """
+    for package in ("jinja2", "matplotlib"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ImportError(f"the report needs {package}: pip install 'lowland[plot]'") from error
+    from .grid_page import is_grid, render_grid
+    from .page import render
+    from .run import read
+
+    run_folder = Path(run_folder)
+    text = render_grid(run_folder) if is_grid(run_folder) else render(read(run_folder))
+    path = run_folder / "report.html"
+    handle, name = tempfile.mkstemp(dir=run_folder, prefix=".report-", suffix=".html")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # a temporary file is private, a report is not
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path

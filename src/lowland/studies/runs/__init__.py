@@ -1,0 +1,1 @@
+"""What every study shares: its folder, settings and randomness."""

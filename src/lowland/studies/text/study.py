@@ -1,0 +1,121 @@
+"""The text study: from a configuration to a run folder with the numbers of eight methods.
+
+Every stage leaves files in RUN/stages and is not repeated; a killed study goes on with the first stage that is missing
+and ends with the same numbers, since every stage takes its randomness from the configuration alone. That holds for one
+machine and one number of threads; both stand in versions.json.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..adapters.classifier import AdaptedClassifier, adapt, load_encoder
+from ..adapters.comparison import TRAINED, compare
+from ..adapters.ending import Shown, write_run, write_times
+from ..adapters.tokens import tokenise
+from ..runs.folder import write_json
+from ..runs.opening import begin, finished, read_configured
+from ..runs.progress import Progress, Silent
+from ..runs.randomness import own_randomness, quiet
+from .config import TextStudy, from_mapping
+from .datasets import Splits, load_splits
+from .member import STEP_COST, Corpora, Member
+
+
+def run_text_study(
+    study: TextStudy, folder: Path, *, resume: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run a study, or the rest of it, and return what metrics.json holds.
+
+    Nothing is written before the data and the encoder have been read and found to fit.
+
+    Raises:
+        ValueError: bad data, encoder or configuration; or the folder holds another study.
+        FileNotFoundError: a file is missing.
+        OSError: the disk is full or the folder cannot be written.
+        RuntimeError: training diverged.
+    """
+    progress = Silent() if progress is None else progress
+    if (there := finished(study, folder, resume, from_mapping)) is not None:
+        return there
+    with quiet(), own_randomness():
+        begun = time.perf_counter()
+        splits = load_splits(study.data)
+        encoder, tokenizer, home = load_encoder(study.model)
+        cut = [
+            tokenise(tokenizer, part.texts, study.model.max_length)
+            for part in (splits.train, splits.validation, splits.test)
+        ]
+        corpora = Corpora(*cut)
+        classifier = adapt(encoder, study.model, study.lora, len(splits.names), cut, study.evaluation.batch_size)
+        if torch.cuda.is_available():
+            classifier.to(torch.device("cuda"))
+        begin(study, folder, splits.hash, home)
+        members = [
+            Member(index, study, classifier, corpora, splits, folder / "stages" / f"member-{index}", progress)
+            for index in range(len(study.training.seeds))
+        ]
+        _plan(progress, study, members[0])
+        prepared = time.perf_counter() - begun
+        for member in members:
+            member.run()
+        return _finish(study, folder, splits, members, classifier, prepared)
+
+
+def read_study(folder: Path) -> TextStudy:
+    """Read the configuration of a run folder.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    study: TextStudy = read_configured(folder, from_mapping)
+    return study
+
+
+def _plan(progress: Progress, study: TextStudy, member: Member) -> None:
+    steps = -(-len(member.corpora.train) // study.training.batch_size)
+    epochs = 2 * study.training.epochs - study.swag.start
+    looked_at = min(study.training.monitor_texts, len(member.corpora.validation))
+    training = epochs * (steps * study.training.batch_size * STEP_COST + looked_at)
+    passes = len(TRAINED) - 1 + study.evaluation.samples
+    texts = len(member.corpora.validation) + len(member.corpora.test)
+    progress.plan(len(study.training.seeds) * (training + passes * texts))
+
+
+def _finish(
+    study: TextStudy,
+    folder: Path,
+    splits: Splits,
+    members: list[Member],
+    classifier: AdaptedClassifier,
+    prepared: float,
+) -> dict[str, Any]:
+    begun = time.perf_counter()
+    loaded = [{key: member.predictions(key) for key in TRAINED} for member in members]
+    predicted = [{key: found for key, (found, _) in one.items()} for one in loaded]
+    seconds = [{key: taken for key, (_, taken) in one.items()} for one in loaded]
+    compared = compare(predicted, splits.validation.labels, splits.test.labels, study.evaluation, study.data.seed)
+    metrics = {
+        **compared.metrics,
+        "chosen": {"early_stop_epoch": [member.early_epoch() for member in members]},
+        "n_test": len(splits.test),
+        "n_validation": len(splits.validation),
+        "n_train": len(splits.train),
+        "labels": splits.names,
+    }
+    shown = Shown(
+        splits.test.texts,
+        splits.test.labels,
+        splits.validation.labels,
+        splits.names,
+        splits.names[-1],
+        torch.stack([one["swag"].test_entropy for one in predicted]).mean(0),
+    )
+    histories = write_run(study, folder, members, classifier, compared, shown)
+    write_times(study, folder, histories, seconds, len(splits.validation) + len(splits.test), prepared, begun)
+    write_json(folder / "metrics.json", metrics)
+    return metrics

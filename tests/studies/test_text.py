@@ -1,0 +1,220 @@
+"""A whole text study on a random encoder: what its folder holds, that it repeats, and that it survives being killed."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("peft")
+
+import lowland
+from lowland.calibration import summary
+from lowland.studies.adapters.comparison import METHODS
+from lowland.studies.runs.folder import read_arrays, read_json, require_space, write_bytes
+from lowland.studies.text import from_mapping, read_config, read_study, run_text_study
+
+from .tiny_study import prepare, settings
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path) -> Path:
+    before = torch.random.get_rng_state()
+    run_text_study(read_config(home / "study.toml"), home / "run")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    return home / "run"
+
+
+def test_the_folder_holds_what_it_should(finished: Path) -> None:
+    metrics = read_json(finished / "metrics.json")
+    assert tuple(metrics["methods"]) == METHODS
+    names = ("accuracy", "precision", "recall", "f1", "nll", "ece", "brier", "mcc")
+    assert all(tuple(values) == names for values in metrics["methods"].values())
+    assert all(v["low"] <= v["high"] for values in metrics["methods"].values() for v in values.values())
+    assert (metrics["n_train"], metrics["n_validation"], metrics["n_test"]) == (66, 30, 40)
+    assert metrics["labels"] == ["fine", "foul"] and len(metrics["temperature"]) == 2
+    assert {len(own) for own in metrics["members"].values()} == {2}
+    history = read_json(finished / "history.json")["members"]
+    assert [len(member["adamw"]["loss"]) for member in history] == [10, 10]
+    assert [len(member["swag"]["validation"]) for member in history] == [1, 1]
+    assert history[0]["adamw"]["lr"][0] == pytest.approx(2e-3) and history[0]["swag"]["lr"] == [0.02] * 5
+    timings = read_json(finished / "timings.json")
+    assert timings["total_seconds"] == pytest.approx(sum(row["seconds"] for row in timings["phases"]))
+    assert timings["sampling"]["draws"] == 4 and timings["peak_memory_mb"] > 0
+    versions = read_json(finished / "versions.json")
+    assert len(versions["dataset_sha256"]) == len(versions["model_sha256"]) == 64 and versions["threads"] >= 1
+    head = read_arrays(finished / "head_samples.npz")
+    assert head["names"].shape == (2,) and head["samples"].shape == (2, 300, 2) and head["means"].shape == (2, 2)
+    assert read_study(finished) == read_config(finished.parent / "study.toml")
+    assert not list(finished.rglob("*.part"))
+
+
+def test_the_numbers_are_those_of_the_probabilities(finished: Path) -> None:
+    metrics, arrays = read_json(finished / "metrics.json"), read_arrays(finished / "probabilities.npz")
+    labels = arrays["test_labels"]
+    for method in METHODS:
+        key = method.lower().replace("-", "_").replace(" ", "_")
+        members = arrays.get(f"test_members_{key}", arrays[f"test_{key}"][None])
+        expected = np.mean([summary(probs, labels, bins=10)["nll"] for probs in members])
+        assert metrics["methods"][method]["nll"]["value"] == pytest.approx(expected, abs=1e-12)
+        assert arrays[f"validation_{key}"].shape == (30, 2)
+    for whole, part in (("multiswag", "swag"), ("multiswa", "swa"), ("deep_ensemble", "base")):
+        assert np.allclose(arrays[f"test_{whole}"], arrays[f"test_members_{part}"].mean(0), atol=1e-12)
+
+
+def test_the_posterior_and_the_adapters_are_what_was_evaluated(finished: Path) -> None:
+    from lowland.averager import draws
+    from lowland.studies.adapters.classifier import adapt, load_encoder
+    from lowland.studies.adapters.tokens import tokenise
+    from lowland.studies.adapters.training import class_probabilities
+    from lowland.studies.runs.randomness import stream
+    from lowland.studies.text.datasets import load_splits
+
+    study = read_study(finished)
+    splits = load_splits(study.data)
+    encoder, tokenizer, _ = load_encoder(study.model)
+    tokens = tokenise(tokenizer, splits.test.texts, 16)
+    classifier = adapt(encoder, study.model, study.lora, 2, [tokens])
+    arrays = read_arrays(finished / "probabilities.npz")
+    mixture = lowland.load(finished / "posterior.safetensors")
+    assert [component.count for component in mixture.components] == [5, 5]
+    each = []
+    for weights in draws(mixture.components[1], 2, stream(2, "draws")):
+        classifier.write(weights)
+        each.append(class_probabilities(classifier.merged, tokens, 32))
+    assert np.allclose(torch.stack(each).mean(0), arrays["test_members_swag"][1], atol=1e-12)
+    # A PEFT folder, read by PEFT itself.
+    from peft import PeftModel
+    from peft.utils import load_peft_weights
+
+    folder = finished / "adapters" / "member-0" / "base"
+    assert json.loads((folder / "adapter_config.json").read_text())["r"] == 8
+    assert len(load_peft_weights(str(folder), device="cpu")) == 10
+    bare = load_encoder(study.model)[0]
+    from lowland.studies.adapters.classifier import TextClassifier
+
+    peft = PeftModel.from_pretrained(TextClassifier(bare, 32, 2, "mean", 0.0), str(folder)).eval()
+    assert np.allclose(class_probabilities(peft, tokens, 32), arrays["test_members_base"][0], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_same_configuration_gives_the_same_bytes_whatever_was_done_before(finished: Path, home: Path) -> None:
+    torch.manual_seed(123)
+    again = home / "again"
+    run_text_study(read_study(finished), again)
+    for name in ("metrics.json", "predictions.csv", "history.json"):
+        assert (again / name).read_bytes() == (finished / name).read_bytes()
+    (again / "stages" / "member-0" / ".epoch-1.safetensors.x.part").write_bytes(b"cut off")
+    # And so does every stage that is lost alone.
+    for lost in (
+        "member-0/swag.json",
+        "member-1/adamw.json",
+        "member-1/predictions-swag.npz",
+        "member-0/predictions-early.npz",
+    ):
+        (again / "stages" / lost).unlink()
+        (again / "metrics.json").unlink()
+        run_text_study(read_study(finished), again, resume=True)
+        assert (again / "metrics.json").read_bytes() == (finished / "metrics.json").read_bytes()
+    assert not list(again.rglob("*.part"))
+
+
+def test_a_folder_with_another_study_is_refused(finished: Path, home: Path) -> None:
+    study = read_study(finished)
+    with pytest.raises(ValueError, match="is not empty: continue what it holds with --resume"):
+        run_text_study(study, finished)
+    other = from_mapping(settings(home, seeds=[1, 2, 3]))
+    with pytest.raises(ValueError, match=r"other settings \(there, here\): training.seeds \(\(1, 2\), \(1, 2, 3\)\)"):
+        run_text_study(other, finished, resume=True)
+    (home / "foreign").mkdir(exist_ok=True)
+    (home / "foreign" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds no study"):
+        run_text_study(study, home / "foreign", resume=True)
+    with pytest.raises(ValueError, match="is a file"):
+        run_text_study(study, home / "train.csv")
+
+
+def test_bad_data_leaves_nothing_behind(home: Path, tmp_path: Path) -> None:
+    study = from_mapping({**settings(home), "data": {"train": str(home / "train.csv"), "label": "lable"}})
+    with pytest.raises(ValueError, match="has no column 'lable', it has 'text', 'label'"):
+        run_text_study(study, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_diverged_phase_says_so(home: Path, tmp_path: Path) -> None:
+    given = settings(home)
+    study = from_mapping(
+        {**given, "swag": {**given["swag"], "learning_rate": 1e38}, "training": {**given["training"], "clip": 1e38}}
+    )
+    with pytest.raises((RuntimeError, ValueError), match="lower the learning rate"):
+        run_text_study(study, tmp_path / "run")
+
+
+def test_too_few_snapshots_are_refused(home: Path, tmp_path: Path) -> None:
+    given = settings(home)
+    study = from_mapping({**given, "swag": {**given["swag"], "every": "4 steps"}})
+    with pytest.raises(ValueError, match=r"took 1 snapshot\(s\), it needs at least 2: lower swag.every"):
+        run_text_study(study, tmp_path / "run")
+
+
+def test_upper_layers_only_and_cls_pooling_run_too(home: Path, tmp_path: Path) -> None:
+    given = settings(home, seeds=[1])
+    model = {**given["model"], "pooling": "cls"}
+    study = from_mapping({**given, "model": model, "lora": {"layers": [1]}})
+    metrics = run_text_study(study, tmp_path / "run")
+    assert 0 < metrics["methods"]["MultiSWAG"]["nll"]["value"] < 2
+    # One member: the ensembles are that member.
+    methods = metrics["methods"]
+    assert methods["deep ensemble"]["nll"]["value"] == pytest.approx(methods["base"]["nll"]["value"])
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "a.json"
+    write_bytes(target, b"old")
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"cannot write .*a.json \(No space left on device\): make room"):
+        write_bytes(target, b"new")
+    assert target.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    with pytest.raises(OSError, match=r"needs about 1000000000000 MB"):
+        require_space(tmp_path / "absent" / "run", 1e12)
+
+
+@pytest.mark.slow
+def test_a_killed_study_ends_with_the_same_bytes(finished: Path, home: Path) -> None:
+    """SIGKILL at random moments, again and again, until the study is through."""
+    target = home / "killed"
+    command = [sys.executable, "-m", "lowland.cli", "study", "text", "--config", str(home / "study.toml")]
+    command += ["--out", str(target), "--resume"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    rng = random.Random(0)
+    # After so many of its files have appeared, and a moment more, it is killed.
+    for files in (1, 4, 9, 14, None):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+        while files is not None and process.poll() is None and len(list(target.glob("stages/*/*"))) < files:
+            time.sleep(0.005)
+        if files is not None:
+            time.sleep(rng.uniform(0, 0.1))
+            process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == (0 if files is None else -signal.SIGKILL), errors.decode()
+        assert (target / "metrics.json").exists() is (files is None)
+    for name in ("metrics.json", "predictions.csv", "history.json"):
+        assert (target / name).read_bytes() == (finished / name).read_bytes()
+    shutil.rmtree(target)
