@@ -19,9 +19,9 @@ from pathlib import Path
 
 from grids import write
 
+from lowland.studies import report
 from lowland.studies.grid import run_grid
 from lowland.studies.images import KIND, ImagesStudy, cells, from_mapping, run_cell
-from lowland.studies.report import write as report
 
 FOLDER = Path("runs") / "images"
 CIFAR_COUNTS = "cifar10=1000/500/1000"  # training, validation and test images

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from grids import write
 
+from lowland.studies import report
 from lowland.studies.grid import run_grid
 from lowland.studies.links import KIND, LinksStudy, cells, from_mapping, run_cell
-from lowland.studies.report import write as report
 
 FOLDER = Path("runs") / "links"
 

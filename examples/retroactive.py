@@ -18,8 +18,8 @@ from torch import nn
 
 from lowland import EMA, SWA, applied, weights_of
 from lowland.ema import Power, half_life
+from lowland.figures import write_sweep
 from lowland.retroactive import Exponential, PowerLaw, Recorder, Window, recorded, sweep, synthesise
-from lowland.studies.report import write_sweep
 
 STEPS, EVERY, BATCH, RATE, NOISE = 1200, 40, 16, 0.02, 0.5
 WIDTHS = (0.05, 0.1)  # of the two power EMAs that are recorded

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lowland.calibration.metrics import metrics as c
+from lowland import calibration as c
 
 
 def generator(seed: int = 0) -> torch.Generator:

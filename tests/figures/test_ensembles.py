@@ -12,10 +12,10 @@ pytest.importorskip("matplotlib", reason="figures need lowland[plot]")
 
 from lowland import ASWA
 from lowland.cycles import constant_after, cosine_restarts
+from lowland.figures import write_accumulation, write_schedule, write_trace
 from lowland.figures.ensembles import schedule_figure
 from lowland.figures.trace import trace_figure
 from lowland.predict import Accumulation
-from lowland.studies.report import write_accumulation, write_schedule, write_trace
 
 PATH = [0.0, 4.0, 7.0, 3.0, 6.0, 20.0]
 

@@ -11,10 +11,10 @@ pytest.importorskip("matplotlib", reason="figures need lowland[plot]")
 
 from examples import retroactive as example
 
+from lowland.figures import write_sweep
 from lowland.figures.sweep import half_life_figure
 from lowland.retroactive import Exponential, PowerLaw, Window, sweep
 from lowland.retroactive.sweep import intervals
-from lowland.studies.report import write_sweep
 
 
 @pytest.fixture

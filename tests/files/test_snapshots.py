@@ -12,7 +12,7 @@ from torch import nn
 from lowland import Mixture, Snapshots, applied
 from lowland.averager import Finite, Posterior, Streamed, draws, members_of
 from lowland.files import SnapshotFiles
-from lowland.files.state import snapshots as snapshot_files
+from lowland.files import snapshots as snapshot_files
 from lowland.predict import predict
 from lowland.weights.named import floating
 

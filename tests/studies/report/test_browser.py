@@ -11,7 +11,7 @@ from tests.fake_run import build
 pytest.importorskip("matplotlib", reason="the report needs lowland[plot]")
 pytest.importorskip("jinja2", reason="the report needs lowland[plot]")
 
-from lowland.studies.report import write as report
+from lowland.studies import report
 
 pytestmark = [
     pytest.mark.browser,

@@ -10,8 +10,8 @@ pytest.importorskip("matplotlib", reason="the report needs lowland[plot]")
 pytest.importorskip("jinja2", reason="the report needs lowland[plot]")
 pytest.importorskip("scipy", reason="the statistics of a study need scipy")
 
+from lowland.studies import report
 from lowland.studies.grid import run_grid
-from lowland.studies.report import write as report
 
 from ...chromium import Browser, executable
 from ..toy_grid import KIND, ToyStudy, build, cells, run_cell

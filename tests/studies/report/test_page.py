@@ -13,7 +13,7 @@ from tests.fake_run import METHODS, build
 pytest.importorskip("matplotlib", reason="the report needs lowland[plot]")
 pytest.importorskip("jinja2", reason="the report needs lowland[plot]")
 
-from lowland.studies.report import write as report
+from lowland.studies import report
 
 VOID = {"wbr", "meta", "br", "img", "input", "hr", "link"}
 
