@@ -115,7 +115,7 @@ class Text:
     """The text study's model, once with one adapter and once with S adapters loaded."""
 
     def __init__(self) -> None:
-        settings = Model()
+        settings = Model(max_length=48)
         encoder, tokenizer, _ = load_encoder(settings)
         (texts, _), _ = load_packaged("insults")
         self.tokens = tokenise(tokenizer, texts[:2048], settings.max_length)

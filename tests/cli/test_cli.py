@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,65 @@ def test_predict_flags_the_doubtful(lowland: Any, home: Path) -> None:
     sharper = [float(row["confidence"]) for row in rows if row["review"] == "no"]
     doubtful = [float(row["confidence"]) for row in rows if row["review"] == "yes"]
     assert not sharper or not doubtful or max(doubtful) <= min(sharper)
+
+
+def test_predict_says_what_was_cut_and_how_sure_the_risk_is(lowland: Any, home: Path, tmp_path: Path) -> None:
+    source = tmp_path / "new.csv"
+    source.write_text(
+        "id,text,index\n7,the dog was good,a\n8,=1+1,b\n9,,c\n10," + "the cat is warm " * 20 + ",d\n", encoding="utf-8"
+    )
+    done = lowland("predict", home / "run", "--input", source, "--risk", "0.5")
+    assert done.code == 0, done.err
+    said = " ".join(done.out.split())
+    assert "1 of 4 new texts were cut at 16 tokens (model.max_length)." in said
+    assert "1 text is empty and go to a person." not in said and "1 text is empty and goes to a person." in said
+    assert "validation texts" in said and "leave a risk of up to" in said
+    rows = table(tmp_path / "new.predictions.csv")
+    assert [row["id"] for row in rows] == ["7", "8", "9", "10"] and [row["input_index"] for row in rows] == list("abcd")
+    assert rows[1]["text"] == "'=1+1" and rows[2]["review"] == "yes"
+    done = lowland("predict", home / "run", "--input", source)
+    assert done.code == 2 and "is there: name another file with --output, or replace it with --overwrite" in done.err
+    done = lowland("predict", home / "run", "--input", source, "--risk", "0.5", "--overwrite", "--json")
+    content = json.loads(done.out)
+    assert content["cut"] == {"texts": 1, "max_length": 16} and sum(content["classes"].values()) == 4
+    checked = content["validation"]
+    assert checked["texts"] == 30 and checked["wrong"] <= checked["answered"] / 2
+    assert checked["wrong"] / checked["answered"] < checked["risk_bound"] <= 1
+
+
+def test_predict_knows_the_column_of_the_study(lowland: Any, home: Path, tmp_path: Path) -> None:
+    from lowland.studies.text.review import check_run
+
+    assert check_run(home / "run").data.text == "text"
+    other = tmp_path / "run"
+    shutil.copytree(home / "run", other, ignore=shutil.ignore_patterns("stages", "adapters", "*.html"))
+    config = (other / "config.toml").read_text(encoding="utf-8")
+    (other / "config.toml").write_text(config.replace('text = "text"', 'text = "comment"'), encoding="utf-8")
+    (tmp_path / "new.csv").write_text("comment,text\nthe dog was good,7\n", encoding="utf-8")
+    done = lowland("predict", other, "--input", tmp_path / "new.csv", "--json")
+    assert done.code == 0, done.err
+    assert table(tmp_path / "new.predictions.csv")[0]["text"] == "the dog was good"
+    done = lowland("predict", other, "--input", home / "test.csv")
+    assert "the study's column is 'comment'; --column names another" in done.err
+    # A wrong run comes before a wrong column.
+    assert "holds no study" in lowland("predict", home, "--input", tmp_path / "new.csv", "--column", "no").err
+
+
+@pytest.mark.slow
+def test_a_study_says_what_it_cut_and_chooses_the_length_itself(lowland: Any, home: Path, tmp_path: Path) -> None:
+    done = lowland("study", "text", "--config", home / "study.toml", "--out", home / "run", "--resume")
+    assert "were cut at" not in done.out
+    config = (home / "study.toml").read_text(encoding="utf-8")
+    short = tmp_path / "short.toml"
+    short.write_text(config.replace("max_length = 16", "max_length = 6").replace("[1, 2]", "[1]"), encoding="utf-8")
+    done = lowland("study", "text", "--config", short, "--out", tmp_path / "short")
+    assert done.code == 0, done.err
+    assert "texts were cut at 6 tokens (model.max_length)" in " ".join(done.out.split())
+    assert "texts were cut at 6 tokens" in " ".join(done.err.split()), "said before the training, too"
+    assert "1 member," in done.out and "1 members" not in done.out
+    metrics = json.loads((tmp_path / "short" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["max_length"] == 6 and metrics["cut"]["test"][1] == 40 and metrics["cut"]["test"][0] > 0
+    assert "texts were cut at 6 tokens" in (tmp_path / "short" / "report.html").read_text(encoding="utf-8")
 
 
 def test_data_list_shows_size_and_licence(lowland: Any) -> None:

@@ -71,7 +71,7 @@ def test_what_is_no_question_is_refused(row: dict, message: str) -> None:
 def test_a_bad_row_is_named(tmp_path: Path) -> None:
     path = write_questions(tmp_path / "q.jsonl", 3, 0)
     path.write_text(path.read_text() + '{"question": "q", "options": ["x", "y"]}\n')
-    with pytest.raises(ValueError, match=r"row 4: it lacks 'answer'"):
+    with pytest.raises(ValueError, match=r"line 4: it lacks 'answer'"):
         read_questions(str(path))
     with pytest.raises(FileNotFoundError, match="commonsenseqa"):
         read_questions(str(tmp_path / "absent.jsonl"))

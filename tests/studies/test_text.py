@@ -19,6 +19,7 @@ pytest.importorskip("peft")
 import lowland
 from lowland.calibration import summary
 from lowland.studies.adapters.comparison import METHODS
+from lowland.studies.adapters.tokens import fitting_length
 from lowland.studies.runs.folder import read_arrays, read_json, require_space, write_bytes
 from lowland.studies.text import from_mapping, read_config, read_study, run_text_study
 
@@ -163,10 +164,21 @@ def test_a_diverged_phase_says_so(home: Path, tmp_path: Path) -> None:
         run_text_study(study, tmp_path / "run")
 
 
+def test_the_length_of_texts_is_chosen_from_the_training_texts(home: Path, tmp_path: Path) -> None:
+    given = settings(home, seeds=[1], epochs=1)
+    given["model"].pop("max_length")
+    given["swag"]["start"] = 0
+    metrics = run_text_study(from_mapping(given), tmp_path / "run")
+    assert metrics["cut"]["training"] == [0, 66] and 8 <= metrics["max_length"] <= 14, "the longest text, not more"
+    tokens = fitting_length([20] * 99 + [24_202], most=64)
+    assert tokens == 64, "one long text costs little: only the encoder's positions cut it"
+    assert fitting_length([300] * 100, most=512) == 128 and fitting_length([3], most=512) == 4
+
+
 def test_too_few_snapshots_are_refused(home: Path, tmp_path: Path) -> None:
     given = settings(home)
     study = from_mapping({**given, "swag": {**given["swag"], "every": "4 steps"}})
-    with pytest.raises(ValueError, match=r"took 1 snapshot\(s\), it needs at least 2: lower swag.every"):
+    with pytest.raises(ValueError, match=r"would take 1 snapshot in its 5 steps .*needs at least 2: lower swag.every"):
         run_text_study(study, tmp_path / "run")
 
 

@@ -19,6 +19,7 @@ from .selective import SelectiveRisk as SelectiveRisk
 from .selective import aupr as aupr
 from .selective import auroc as auroc
 from .selective import ood_scores as ood_scores
+from .selective import risk_bound as risk_bound
 from .selective import risk_threshold as risk_threshold
 from .selective import selective_risk as selective_risk
 from .temperature import fit_temperature as fit_temperature

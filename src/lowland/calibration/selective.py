@@ -87,6 +87,33 @@ def risk_threshold(
     return best
 
 
+def risk_bound(wrong: int, answered: int, level: float = 0.95) -> float:
+    """The risk that `wrong` of `answered` cases leave possible: Clopper and Pearson's exact upper bound (1934).
+
+    The share of wrong answers on new cases of the same kind stays below it with probability `level` over the choice of
+    the cases, if those had no part in choosing what is answered.
+
+    Raises ValueError unless 0 <= wrong <= answered, answered is at least 1 and 0 < level < 1.
+
+    >>> round(risk_bound(0, 10), 4), round(risk_bound(2, 240), 4)
+    (0.2589, 0.026)
+    """
+    if not 0 <= wrong <= answered or answered < 1:
+        raise ValueError(f"wrong must be a part of answered, which is 1 or more, got {wrong} of {answered}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie strictly between 0 and 1, got {level}")
+    if wrong == answered:
+        return 1.0
+    low, high = wrong / answered, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _binomial_cdf(wrong, answered, middle) > 1 - level:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
 def ood_scores(probs: Array, members: Array | None = None) -> dict[str, Tensor]:
     """Scores (N,) by which inputs unlike the training data may be told; larger always means more foreign.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -11,32 +12,65 @@ from rich.table import Table
 
 from . import screen
 
+if TYPE_CHECKING:
+    from ..studies.text.config import TextStudy
+    from ..studies.text.review import Reviewed
+
 
 def predict(
     run: Annotated[Path, typer.Argument(help="The folder of a finished study.")],
     input_file: Annotated[Path, typer.Option("--input", help="CSV, Parquet or JSONL.")],
-    column: Annotated[str, typer.Option(help="The column with the texts.")] = "text",
+    column: Annotated[
+        str | None, typer.Option(help="The column with the texts \\[default: that of the study].")
+    ] = None,
     risk: Annotated[float, typer.Option(help="Share of wrong answers you accept where no person looks.")] = 0.05,
     output: Annotated[Path | None, typer.Option(help="CSV to write \\[default: beside the input].")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     as_json: screen.Json = False,
 ) -> None:
     """Classify new texts by a study's MultiSWAG, and say which of them a person should see."""
-    from ..studies.text.datasets import read_texts
-    from ..studies.text.review import review_texts, sentence, write_reviewed
+    from ..studies.tables import looked_at, read_table
+    from ..studies.text.datasets import texts_of
+    from ..studies.text.review import check_run, review_texts, sentence, write_reviewed
 
-    texts = read_texts(input_file, column)
+    study = check_run(run)
     target = output or input_file.with_name(f"{input_file.stem}.predictions.csv")
     if target.is_dir() or not target.parent.is_dir():
         raise ValueError(f"cannot write {target}: name a file in a folder that exists")
     if target.resolve() == input_file.resolve():
         raise ValueError(f"--output {target} is the input: name another file")
+    if target.exists() and not overwrite:
+        raise ValueError(f"{target} is there: name another file with --output, or replace it with --overwrite")
+    written = looked_at(input_file)
+    name = column or _column(study)
+    try:
+        table = read_table(input_file, [name], written)
+    except ValueError as error:
+        whose = f" (the study's column is {name!r}; --column names another)" if column is None else ""
+        raise ValueError(f"{error}{whose}") from None
+    texts = texts_of(table, name)
     with screen.bars() as bars:
         reviewed = review_texts(run, texts, risk, bars)
-    write_reviewed(target, reviewed, texts)
+    kept = {other: values for other, values in table.columns.items() if other != name}
+    write_reviewed(target, reviewed, texts, kept)
+    notes = ([f"{input_file.name} was read as a file with {written}"] if str(written) else []) + reviewed.notes()
     if as_json:
-        screen.print_json({"texts": len(texts), "review": int(reviewed.review.sum()), "output": str(target)})
+        screen.print_json(_plain(reviewed, target, notes))
         return
-    table = Table(title=f"{len(texts)} texts")
+    screen.out.print(_classes(reviewed))
+    for note in notes:
+        screen.say(f"{note[:1].upper()}{note[1:]}.")
+    screen.say(
+        f"{sentence(reviewed)}. Wrote {target}: sort it by `entropy` and look at the rows with review = yes first."
+    )
+
+
+def _column(study: TextStudy) -> str:
+    return "text" if study.data.name else study.data.text
+
+
+def _classes(reviewed: Reviewed) -> Table:
+    table = Table(title=screen.counted(len(reviewed.probs), "text"))
     for heading in ("class", "texts", "mean confidence", "to a person"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     chosen, confidence = reviewed.probs.argmax(1), reviewed.probs.amax(1)
@@ -44,10 +78,23 @@ def predict(
         own = chosen == index
         mean = f"{float(confidence[own].mean()):.3f}" if bool(own.any()) else "-"
         table.add_row(escape(name), str(int(own.sum())), mean, str(int((own & reviewed.review).sum())))
-    screen.out.print(table)
-    screen.say(
-        f"{sentence(reviewed)}. Wrote {target}: sort it by `entropy` and look at the rows with review = yes first."
-    )
+    return table
+
+
+def _plain(reviewed: Reviewed, target: Path, notes: list[str]) -> dict[str, Any]:
+    number, answered, wrong = reviewed.checked
+    counted = Counter(reviewed.names[index] for index in reviewed.probs.argmax(1).tolist())
+    return {
+        "texts": len(reviewed.probs),
+        "review": int(reviewed.review.sum()),
+        "classes": {name: counted[name] for name in reviewed.names},
+        "risk": reviewed.risk,
+        "threshold": None if reviewed.bound is None else reviewed.threshold,
+        "validation": {"texts": number, "answered": answered, "wrong": wrong, "risk_bound": reviewed.bound},
+        "cut": {"texts": reviewed.cut[0], "max_length": reviewed.cut[1]},
+        "notes": notes,
+        "output": str(target),
+    }
 
 
 def report(run: Annotated[Path, typer.Argument(help="The folder of a finished study.")]) -> None:
@@ -62,7 +109,7 @@ def report(run: Annotated[Path, typer.Argument(help="The folder of a finished st
 
 def written_report(folder: Path) -> Path | None:
     """Write the report of a run folder; None where the packages for it are missing."""
-    from ..studies.report.write import write
+    from ..studies.report import write
 
     try:
         return write(folder)

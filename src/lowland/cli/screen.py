@@ -48,6 +48,10 @@ class Bars:
         self.share = 0.0
         self.done = 0.0
 
+    def say(self, line: str) -> None:
+        """Print a line above the bars."""
+        self.bars.console.print(line, highlight=False, markup=False)
+
     def plan(self, total: float) -> None:
         """Open the bar of the whole."""
         self.whole = self.bars.add_task("whole study", total=total)
@@ -89,6 +93,16 @@ def byte_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*parts, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal) as shown:
         task = shown.add_task(title, total=total)
         yield lambda nbytes: shown.advance(task, nbytes)
+
+
+def counted(count: int, thing: str) -> str:
+    """Return a number and what it counts, in the singular for one.
+
+    >>> counted(1, "text"), counted(2, "class")
+    ('1 text', '2 classes')
+    """
+    ending = "" if count == 1 else "es" if thing.endswith(("s", "ch", "x")) else "s"
+    return f"{count:,} {thing}{ending}"
 
 
 def size(nbytes: float) -> str:

@@ -88,6 +88,8 @@ def _run_study(study: Any, folder: Path, resume: bool, as_json: bool, run: Calla
     screen.out.print(_table(metrics, len(study.training.seeds), study.evaluation.level, screen.out.width, things))
     if "shifted" in metrics:
         screen.out.print(_shifted(metrics))
+    for note in metrics.get("notes", []):
+        screen.say(f"{note[:1].upper()}{note[1:]}.")
     screen.say(metrics["verdict"])
     cost = timings["sampling"]
     screen.say(
@@ -128,8 +130,9 @@ def _table(metrics: dict[str, Any], members: int, level: float, width: int, thin
     # On a narrow screen the ends of an interval stand below each other.
     heads = heads if wide else ("P", "R", "F1", "acc.", "NLL", "ECE", "Brier")
     between = "-" if wide else "\n"
+    trained = f"{metrics['n_train']} training, {metrics['n_test']} test {things}"
     table = Table(
-        title=f"{members} members, {metrics['n_train']} training, {metrics['n_test']} test {things}",
+        title=f"{screen.counted(members, 'member')}, {trained}",
         caption=f"{'' if wide else 'P, R, F1: macro averages; '}below each value its {level:.0%} bootstrap interval "
         f"over test {things}; rows of one model are means over members",
         box=box.SIMPLE_HEAD,

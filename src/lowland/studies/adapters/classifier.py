@@ -162,8 +162,8 @@ def load_encoder(settings: Model) -> tuple[nn.Module, Any, Path | None]:
             f"model.encoder {source!r} cannot be loaded ({reason[0][:200]}): it must hold config.json, "
             "model.safetensors and a tokenizer"
         ) from error
-    positions = getattr(encoder.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and 0 < positions < settings.max_length:
+    positions = positions_of(encoder)
+    if 0 < positions < settings.max_length:
         raise ValueError(
             f"model.max_length {settings.max_length} is beyond the encoder's {positions} positions: lower it"
         )
@@ -173,6 +173,17 @@ def load_encoder(settings: Model) -> tuple[nn.Module, Any, Path | None]:
         elif hasattr(module, "attention_dropout") and isinstance(module.attention_dropout, float):
             module.attention_dropout = settings.encoder_dropout
     return encoder, tokenizer, folder if local else None
+
+
+def positions_of(encoder: nn.Module) -> int:
+    """Return how many tokens an encoder can take; 0 where it does not say."""
+    positions = getattr(encoder.config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return 0
+    # RoBERTa and its kin count positions from behind their padding token's number.
+    first = next((m.padding_idx for name, m in encoder.named_modules() if name.endswith("position_embeddings")
+                  and isinstance(m, nn.Embedding) and m.padding_idx is not None), -1)  # fmt: skip
+    return positions - first - 1
 
 
 def adapt(

@@ -154,8 +154,9 @@ def verdict(
             equal.append(rival)
     if equal:
         phrases.append(f"not told apart from {_listed(equal)} in NLL, ECE or macro F1")
+    trained = f"{members} member{'' if members == 1 else 's'}"
     return (
-        f"MultiSWAG is {'; '.join(phrases)}: {members} members, {number} test {things}, {level:.0%} intervals over the "
+        f"MultiSWAG is {'; '.join(phrases)}: {trained}, {number} test {things}, {level:.0%} intervals over the "
         f"{things}; another training run moves these numbers too."
     )
 

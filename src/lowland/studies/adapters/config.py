@@ -15,7 +15,7 @@ class Model:
 
     encoder: str = "packaged"  # the packaged MiniLM, a local folder or a hub name
     pooling: str = "mean"  # or "cls"
-    max_length: int = 48  # tokens
+    max_length: int = 0  # tokens; 0: chosen from the training texts, as `fitting_length` does
     encoder_dropout: float = 0.0  # with 0 attention takes its fast path
     head_dropout: float = 0.1
 
@@ -57,6 +57,7 @@ ADAPTER_RULES: dict[str, Rule] = {
 }
 
 
+LENGTH = Rule(lambda length: length == 0 or length >= 4, "be 0 (chosen from the texts) or at least 4")
 MODEL_NAME = Rule(bool, 'name a folder, a hub model, or "packaged"')
 
 
@@ -75,3 +76,22 @@ def check_adapters(study: Any) -> None:
     period(study.swag.every)
     if bool(study.data.name) == bool(study.data.train):
         raise ValueError("data takes either name= (a packaged set) or train= (your file), got both or none of them")
+
+
+def check_snapshots(study: Any, items: int) -> None:
+    """See before any training that the SWAG phase will take two snapshots or more from `items` training examples.
+
+    Raises:
+        ValueError: it will not.
+    """
+    every, unit = period(study.swag.every)
+    epochs = study.training.epochs - study.swag.start
+    steps = epochs * -(-items // study.training.batch_size)
+    count = (steps if unit == "step" else epochs) // every
+    if count < 2:
+        smaller = "lower swag.every, " if every > 1 or unit == "epoch" else ""
+        raise ValueError(
+            f"the SWAG phase would take {count} snapshot{'' if count == 1 else 's'} in its {steps} "
+            f"step{'' if steps == 1 else 's'} (every {study.swag.every!r}), it needs at least 2: {smaller}lower "
+            "training.batch_size or swag.start, or give more data"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -42,6 +42,7 @@ class Tokens:
     ids: list[list[int]]
     pad: int
     hidden: list[Tensor] = field(default_factory=list)  # (length, width) each
+    shortened: list[int] = field(default_factory=list)  # the texts that were cut
     _sorted: dict[int, list[tuple[list[int], Batch]]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -77,16 +78,66 @@ class Tokens:
         return self._sorted[size]
 
 
-def tokenise(tokenizer: Any, texts: Sequence[str], max_length: int) -> Tokens:
-    """Cut texts into tokens with any Transformers tokenizer, at most `max_length` of them.
+def tokenise(tokenizer: Any, texts: Sequence[str], max_length: int, pad: int | None = None) -> Tokens:
+    """Cut texts into tokens with any Transformers tokenizer, at most `max_length` of them; note which were cut.
+
+    `pad` stands in for the tokenizer's own padding token.
 
     Raises:
         ValueError: the tokenizer has no padding token.
     """
-    if tokenizer.pad_token_id is None:
+    pad = tokenizer.pad_token_id if pad is None else pad
+    if pad is None:
         raise ValueError("the tokenizer has no padding token: set tokenizer.pad_token and save it beside the model")
-    cut = tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)
-    return Tokens([list(ids) for ids in cut["input_ids"]], int(tokenizer.pad_token_id))
+    ids = whole_tokens(tokenizer, texts)
+    long = [row for row, one in enumerate(ids) if len(one) > max_length]
+    if long:
+        again = [texts[row] for row in long]
+        cut = tokenizer(again, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+        for row, one in zip(long, cut, strict=True):
+            ids[row] = list(one)
+    return Tokens(ids, int(pad), shortened=long)
+
+
+def whole_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Return all tokens of each text."""
+    found = tokenizer(list(texts), truncation=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return [list(one) for one in found]
+
+
+def fitting_length(lengths: Sequence[int], most: int, budget: float = 128.0) -> int:
+    """Return the number of tokens to keep of a text: all of the longest text, unless that is too much.
+
+    `most` is what the encoder can take. `budget` is the time that a study may spend, in tokens: what is kept of a text
+    is so long on the average at most.
+
+    >>> fitting_length([10, 12, 24_000], most=512), fitting_length([300, 400, 500], most=512)
+    (362, 128)
+    """
+    low, high = 4, max(4, min(most, max(lengths)))
+    allowed = budget * len(lengths)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if sum(min(length, middle) for length in lengths) <= allowed:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def cut_sentence(cut: Mapping[str, tuple[int, int]], length: int, things: str = "texts") -> str:
+    """Say how many texts were cut at `length` tokens; empty where none was.
+
+    `cut` holds, of each split, how many were cut of how many.
+
+    >>> cut_sentence({"training": (1, 60), "test": (0, 20)}, 48)
+    '1 of 60 training and 0 of 20 test texts were cut at 48 tokens (model.max_length)'
+    """
+    if not any(count for count, _ in cut.values()):
+        return ""
+    parts = [f"{count} of {of} {what}" for what, (count, of) in cut.items()]
+    listed = " and ".join(", ".join(parts).rsplit(", ", 1))
+    return f"{listed} {things} were cut at {length} tokens (model.max_length)"
 
 
 class Buckets(Sampler[int]):

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..adapters.tokens import Batch, Tokens
+from ..adapters.tokens import Batch, Tokens, tokenise
 from ..packaged import QUESTIONS_PACKAGE, find_file
+from ..tables import decoded, looked_at, parsed_lines
 from .config import Data
 
 LETTERS = "ABCDEFGHIJ"
@@ -100,16 +101,14 @@ def read_questions(name: str) -> list[Question]:
         known = ", ".join(_PACKAGED)
         raise FileNotFoundError(f"there is no file {path}: name a JSONL file, or a packaged set ({known})")
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, row in parsed_lines(decoded(path, looked_at(path)), path):
         try:
-            found.append(question_of(json.loads(line)))
+            found.append(question_of(row))
         except (ValueError, KeyError, TypeError) as error:
             if packaged:
                 continue
             reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-            raise ValueError(f"{path}, row {number}: {reason}; wanted question, options and answer") from None
+            raise ValueError(f"{path}, line {number}: {reason}; wanted question, options and answer") from None
     if not found:
         raise ValueError(f"{path} holds no question: each line must be a JSON object of question, options and answer")
     return found
@@ -184,6 +183,12 @@ class Questions:
         """The tokens of each question, all its texts in one."""
         return [[token for text in texts for token in self.tokens.ids[text]] for texts in self.texts]
 
+    @property
+    def shortened(self) -> list[int]:
+        """The questions of which a text was cut."""
+        cut = set(self.tokens.shortened)
+        return [row for row, texts in enumerate(self.texts) if cut.intersection(texts)]
+
     def batch(self, rows: Sequence[int]) -> Batch:
         """Return the first texts of the questions `rows`, then all their options, and `allowed` (B, width)."""
         texts = [self.texts[row][0] for row in rows] + [text for row in rows for text in self.texts[row][1:]]
@@ -215,12 +220,11 @@ def as_questions(questions: Sequence[Question], tokenizer: Any, kind: str, max_l
             raise ValueError(f"the longest prompt has {longest} tokens, model.max_length is {max_length}: raise it")
         return Questions(Tokens(ids, _pad(tokenizer)), [[row] for row in range(len(ids))], counts, width)
     flat = [text for question in questions for text in (question.text, *question.options)]
-    out = cut(flat, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
     texts, row = [], 0
     for count in counts:
         texts.append(list(range(row, row + count + 1)))
         row += count + 1
-    return Questions(Tokens([list(one) for one in out], _pad(tokenizer)), texts, counts, width)
+    return Questions(tokenise(tokenizer, flat, max_length, _pad(tokenizer)), texts, counts, width)
 
 
 def _pad(tokenizer: Any) -> int:

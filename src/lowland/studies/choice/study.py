@@ -19,7 +19,9 @@ from lowland import weights_of
 from lowland.weights import clone_of
 
 from ..adapters.comparison import METHODS, TRAINED, Compared, Predictions, compare
+from ..adapters.config import check_snapshots
 from ..adapters.ending import Shown, write_run, write_times
+from ..adapters.tokens import cut_sentence
 from ..runs.folder import write_json
 from ..runs.opening import begin, finished, read_configured
 from ..runs.progress import Progress, Silent
@@ -65,6 +67,14 @@ def run_choice_study(
         kind, longest = study.model.kind, study.model.max_length
         train = as_questions(splits.train, tokenizer, kind, longest, width)
         sets = {name: as_questions(part, tokenizer, kind, longest, width) for name, part in asked.items()}
+        check_snapshots(study, len(train))
+        shortened = {
+            {"train": "training"}.get(name, name): (len(part.shortened), len(part))
+            for name, part in {"train": train, **sets}.items()
+        }
+        notes = [*filter(None, [cut_sentence(shortened, longest, "questions")])]
+        for note in notes:
+            progress.say(note)
         adapted = adapt_scorer(scorer, study.lora, [train, *sets.values()], study.evaluation.batch_size)
         if torch.cuda.is_available():
             adapted.to(torch.device("cuda"))
@@ -76,7 +86,7 @@ def run_choice_study(
         prepared = time.perf_counter() - begun
         for member in members:
             member.run()
-        return _finish(shared, folder, members, prepared)
+        return _finish(shared, folder, members, prepared, {"notes": notes})
 
 
 def read_choice_study(folder: Path) -> ChoiceStudy:
@@ -89,7 +99,9 @@ def read_choice_study(folder: Path) -> ChoiceStudy:
     return study
 
 
-def _finish(shared: Material, folder: Path, members: list[Member], prepared: float) -> dict[str, Any]:
+def _finish(
+    shared: Material, folder: Path, members: list[Member], prepared: float, read: dict[str, Any]
+) -> dict[str, Any]:
     begun = time.perf_counter()
     study = shared.study
     found = [{key: member.predictions(key) for key in VARIANT_METHODS} for member in members]
@@ -108,6 +120,7 @@ def _finish(shared: Material, folder: Path, members: list[Member], prepared: flo
         "n_train": len(shared.train),
         "labels": names,
         "chance": statistics.fmean(1 / len(question.options) for question in shared.asked["test"]),
+        **read,
     }
     shown = Shown(
         [f"{q.text} ({'; '.join(q.options)})" for q in shared.asked["test"]],

@@ -37,6 +37,7 @@ def render(run: Run) -> str:
         spread=tables.spread(run),
         shifted=tables.shifted(run),
         things=things,
+        notes=[f"{note[:1].upper()}{note[1:]}" for note in run.metrics.get("notes", [])],
         thing=things.removesuffix("s"),
         groups={
             "uncertain": tables.uncertain(run.texts),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 import tomllib
 import zipfile
@@ -28,6 +29,8 @@ METHODS = (
 OPTIONAL = ("MC dropout",)  # of choice studies only
 METRICS = ("precision", "recall", "f1", "accuracy", "nll", "ece", "brier", "mcc")
 REMEDY = "run the study again with --resume"
+# An apostrophe that keeps a spreadsheet from computing a text; it is no part of the text.
+_FORMULA = re.compile(r"^'(?='*[=+\-@\t\r])")
 Floats = NDArray[np.floating[Any]]
 
 
@@ -205,12 +208,12 @@ def _texts(path: Path, wanted: int) -> list[Text]:
                 texts.append(
                     Text(
                         index=row["index"],
-                        label=row["label"],
-                        prediction=row["prediction"],
+                        label=_FORMULA.sub("", row["label"]),
+                        prediction=_FORMULA.sub("", row["prediction"]),
                         confidence=max(probs),
                         entropy=float(row["entropy"]),
                         mutual_information=float(row["mutual_information"]),
-                        text=row["text"],
+                        text=_FORMULA.sub("", row["text"]),
                     )
                 )
             if len(texts) != wanted:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -83,12 +84,39 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table as CSV in UTF-8."""
+    """Write a table as CSV in UTF-8; a cell that a spreadsheet would compute gets an apostrophe before it."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    for row in (header, *rows):
+        writer.writerow([plain_cell(cell) for cell in row])
     write_bytes(path, text.getvalue().encode("utf-8", "surrogatepass"))
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def plain_cell(cell: Any) -> Any:
+    """Return a text that no spreadsheet takes for a formula; numbers, also those written as text, stay as they are.
+
+    >>> plain_cell("=1+1"), plain_cell("-0.25"), plain_cell("- no"), plain_cell("'=1"), plain_cell(-3)
+    ("'=1+1", '-0.25', "'- no", "''=1", -3)
+    """
+    if not isinstance(cell, str) or not _FORMULA.match(cell):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
+def text_of_cell(cell: str) -> str:
+    """Return what `plain_cell` was given.
+
+    >>> [text_of_cell(plain_cell(text)) for text in ("=1+1", "'=1", "'tis", "-0.25")]
+    ['=1+1', "'=1", "'tis", '-0.25']
+    """
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def require_space(folder: Path, megabytes: float) -> None:

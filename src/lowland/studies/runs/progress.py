@@ -8,6 +8,9 @@ from typing import Protocol
 class Progress(Protocol):
     """A listener. Work is counted in texts that pass the encoder."""
 
+    def say(self, line: str) -> None:
+        """Something that a reader of the results must know."""
+
     def plan(self, total: float) -> None:
         """The whole study takes so much work."""
 
@@ -23,6 +26,9 @@ class Progress(Protocol):
 
 class Silent:
     """A listener that does nothing."""
+
+    def say(self, line: str) -> None:
+        """Do nothing."""
 
     def plan(self, total: float) -> None:
         """Do nothing."""

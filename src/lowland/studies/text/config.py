@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..adapters.config import ADAPTER_RULES, MODEL_NAME, Lora, Model, check_adapters
+from ..adapters.config import ADAPTER_RULES, LENGTH, MODEL_NAME, Lora, Model, check_adapters
 from ..runs.settings import (
     BELOW_ONE,
     SHARE,
@@ -29,6 +29,7 @@ class Data:
     test: str = ""
     text: str = "text"  # column of own files
     label: str = "label"
+    two_labels: str = "refuse"  # a training text that occurs under two labels; "drop" leaves it out
     train_texts: int = 600
     validation_texts: int = 300
     test_texts: int = 800
@@ -73,14 +74,17 @@ class Evaluation:
     batch_size: int = 32
 
 
+DEMO_LENGTH = 48  # tokens: what a demonstration of minutes can afford; how many comments that cuts is told
+
 _RULES = {
     "data.train_texts": at_least(0),
     "data.validation_texts": at_least(0),
     "data.test_texts": at_least(0),
     "data.validation_share": SHARE,
+    "data.two_labels": one_of("refuse", "drop"),
     "model.encoder": MODEL_NAME,
     "model.pooling": one_of("mean", "cls"),
-    "model.max_length": at_least(4),
+    "model.max_length": LENGTH,
     "model.encoder_dropout": BELOW_ONE,
     "model.head_dropout": BELOW_ONE,
     **ADAPTER_RULES,
@@ -126,11 +130,16 @@ def demo(*, full: bool = False, seed: int = 0, members: int | None = None, epoch
         # the demo's budget in steps and half as much again.
         return TextStudy(
             data=Data(train_texts=0, validation_texts=0, test_texts=0, seed=seed),
+            model=Model(max_length=DEMO_LENGTH),
             training=Training(seeds=seeds, epochs=2 if epochs is None else epochs),
             swag=Swag(start=1),
             evaluation=Evaluation(samples=3),
         )
-    return TextStudy(data=Data(seed=seed), training=Training(seeds=seeds, epochs=8 if epochs is None else epochs))
+    return TextStudy(
+        data=Data(seed=seed),
+        model=Model(max_length=DEMO_LENGTH),
+        training=Training(seeds=seeds, epochs=8 if epochs is None else epochs),
+    )
 
 
 def read_config(path: Path) -> TextStudy:

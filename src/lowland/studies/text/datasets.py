@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 
 from ..packaged import Labelled, load_packaged
+from ..tables import Table, Written, looked_at, read_table
 from .config import Data
+from .remarks import remarks
 
-LIMIT = 1 << 27  # characters of one CSV cell
+# Words that stand for a missing label, as other programs write it.
+_MISSING = {"nan", "<na>", "#n/a", "null"}
 
 
 @dataclass(frozen=True)
@@ -39,37 +42,42 @@ class Splits:
     test: Split
     names: list[str]  # of the classes
     hash: str  # SHA-256 over all texts and labels, in order
+    notes: tuple[str, ...] = ()  # what a reader of the numbers must know of the data, a sentence each
 
 
 def load_splits(data: Data) -> Splits:
     """Read, check and split; the same configuration gives the same splits.
 
     Without a validation file the validation texts are a stratified share of the training file, disjoint from the
-    training texts; texts that occur twice in it are used once.
+    training texts; texts that occur twice in it are used once. How a file is written is found out; that, doubles and
+    classes of few texts are told in `notes`.
 
     Raises:
-        ValueError: a column is missing, a file is empty or damaged, a label is missing, unknown or of a wrong kind,
-            there is one class only, or fewer texts than asked for.
+        ValueError: a column is missing, a file is empty or damaged, a text is empty, a label is missing, unknown or of
+            a wrong kind, a text has two labels, there is one class only, or fewer texts than asked for.
         FileNotFoundError: a file is missing.
     """
+    notes: list[str] = []
     if data.name:
         source, test = load_packaged(data.name)
         validation = None
+        tables: dict[str, Table] = {}
     else:
-        source = read_labelled(Path(data.train), data.text, data.label)
-        validation, test = (
-            read_labelled(Path(name), data.text, data.label) if name else None for name in (data.validation, data.test)
-        )
+        tables = {name: _own(Path(name), data, notes) for name in (data.train, data.validation, data.test) if name}
+        own = {name: labelled_of(table, data.text, data.label) for name, table in tables.items()}
+        source, validation, test = own[data.train], own.get(data.validation), own.get(data.test)
     names = _class_names(source[1], data.train or data.name)
-    pool = _indexed(_without_doubles(source), names, data.train or data.name)
+    pool = _indexed(_without_doubles(source, data, notes), names, data.train or data.name)
     rest = pool
     if test is None:
         rest, tested = _cut(pool, max(len(names), round(data.test_share * len(pool))), 2, data.seed)
     else:
         # The texts of the table stay the same whatever the seed of the split.
-        tested = _limit(_indexed(test, names, data.test or data.name), data.test_texts, 0, "data.test_texts")
+        tested = _limit(
+            _indexed(test, names, data.test or data.name, tables.get(data.test)), data.test_texts, 0, "data.test_texts"
+        )
     if validation is not None:
-        checked = _indexed(validation, names, data.validation)
+        checked = _indexed(validation, names, data.validation, tables.get(data.validation))
         chosen = _limit(checked, data.validation_texts, data.seed, "data.validation_texts")
         train = _limit(rest, data.train_texts, data.seed, "data.train_texts")
     elif data.train_texts:
@@ -86,104 +94,93 @@ def load_splits(data: Data) -> Splits:
     if len(set(train.labels)) < len(names):
         absent = sorted({names[i] for i in range(len(names))} - {names[i] for i in train.labels})
         raise ValueError(f"no training text is left of {absent}: give more texts of these classes or drop them")
-    return Splits(train, chosen, tested, names, _hash((train, chosen, tested), names))
+    parts = {"training": train, "validation": chosen, "test": tested}
+    notes += remarks({what: (part.texts, part.labels) for what, part in parts.items()}, names)
+    return Splits(train, chosen, tested, names, _hash((train, chosen, tested), names), tuple(notes))
 
 
-def read_labelled(path: Path, text: str, label: str) -> Labelled:
-    """Read two columns of a CSV, Parquet or JSONL file.
+def read_labelled(path: Path, text: str, label: str, written: Written | None = None) -> Labelled:
+    """Read two columns of a CSV, Parquet or JSONL file that is written as told; left out: UTF-8, with commas.
 
     Raises:
         ValueError: as `load_splits`.
         FileNotFoundError: there is no such file.
     """
-    columns = read_columns(path, [text, label])
-    labels = [_label(value, path, row, label) for row, value in enumerate(columns[label], 1)]
-    return _texts(columns[text], path, text), labels
+    return labelled_of(read_table(path, [text, label], written), text, label)
 
 
-def read_texts(path: Path, column: str) -> list[str]:
-    """Read one column of texts."""
-    return _texts(read_columns(path, [column])[column], path, column)
+def labelled_of(table: Table, text: str, label: str) -> Labelled:
+    """Return the texts and the labels of a table.
+
+    Raises:
+        ValueError: a text is empty or none, or a label is missing or of a wrong kind; all such rows are named.
+    """
+    labels, texts = _labels(table, label), texts_of(table, text)
+    empty = [row for row, one in enumerate(texts) if not one.strip()]
+    if empty:
+        verb = "texts are" if len(empty) > 1 else "text is"
+        raise ValueError(f"{table.path}: {len(empty)} {verb} empty, in {table.where(empty)}: drop these rows")
+    return texts, labels
 
 
-def read_columns(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
-    """Read columns by name; the suffix of the file says what it is."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}: name a CSV, Parquet or JSONL file")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty: it needs the columns {', '.join(wanted)}")
-    readers = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet}
-    if path.suffix.lower() not in readers:
+def texts_of(table: Table, column: str) -> list[str]:
+    """Return a column of texts.
+
+    Raises:
+        ValueError: rows hold something else; the message names them.
+    """
+    values = table.columns[column]
+    bad = [row for row, value in enumerate(values) if not isinstance(value, str)]
+    if bad:
         raise ValueError(
-            f"{path} must end in .csv, .tsv, .jsonl or .parquet, got {path.suffix!r}: convert or rename it"
+            f"{table.path}: column {column!r} must hold texts, got {values[bad[0]]!r} in {table.where(bad)}"
         )
-    try:
-        columns = readers[path.suffix.lower()](path)
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as {path.suffix[1:]} in UTF-8: {error}") from None
-    for name in wanted:
-        if name not in columns:
-            raise ValueError(
-                f"{path} has no column {name!r}, it has {', '.join(map(repr, columns)) or 'none'}: name one of them"
-            )
-    if not columns[wanted[0]]:
-        raise ValueError(f"{path} has no rows: it needs at least one text")
-    return {name: columns[name] for name in wanted}
-
-
-def _csv(path: Path) -> dict[str, list[Any]]:
-    csv.field_size_limit(LIMIT)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-        rows = list(reader)
-        names = list(reader.fieldnames or [])
-    for number, row in enumerate(rows, 1):
-        if None in row or None in row.values():
-            raise ValueError(f"{path}: row {number} has other than {len(names)} cells: quote cells that hold commas")
-    return {name: [row[name] for row in rows] for name in names}
-
-
-def _jsonl(path: Path) -> dict[str, list[Any]]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if line.strip():
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}: line {number} must be an object like {{...}}, got {type(row).__name__}")
-            rows.append(row)
-    return {name: [row.get(name) for row in rows] for name in (rows[0] if rows else {})}
-
-
-def _parquet(path: Path) -> dict[str, list[Any]]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise ImportError("reading Parquet needs pyarrow: pip install 'lowland[text]'") from None
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is no whole Parquet file: {error}") from None
-    columns: dict[str, list[Any]] = table.to_pydict()
-    return columns
-
-
-def _texts(values: list[Any], path: Path, column: str) -> list[str]:
-    for row, value in enumerate(values, 1):
-        if not isinstance(value, str):
-            raise ValueError(f"{path}: column {column!r} must hold texts, got {value!r} in row {row}")
     return values
 
 
-def _label(value: Any, path: Path, row: int, column: str) -> str:
+def _own(path: Path, data: Data, notes: list[str]) -> Table:
+    written = looked_at(path)
+    table = read_table(path, [data.text, data.label], written)
+    if str(written):
+        notes.append(f"{path.name} was read as a file with {written}")
+    return table
+
+
+def _labels(table: Table, column: str) -> list[str]:
+    """The labels as class names: whole numbers without a decimal point, truth values in small letters."""
+    named = [_label(value) for value in table.columns[column]]
+    bad = [row for row, name in enumerate(named) if name is None]
+    if bad:
+        got = table.columns[column][bad[0]]
+        missing = all(_is_missing(table.columns[column][row]) for row in bad)
+        what = f"{len(bad)} rows have no label" if len(bad) > 1 else "a row has no label"
+        what = what if missing else f"column {column!r} must hold class names or whole numbers, got {got!r}"
+        raise ValueError(
+            f"{table.path}: {what} in {table.where(bad)} (column {column!r}): fill them in or drop these rows"
+        )
+    return [name for name in named if name is not None]
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.strip() or value.strip().lower() in _MISSING
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _label(value: Any) -> str | None:
+    if _is_missing(value):
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float) and math.isfinite(value) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool | int) or (isinstance(value, str) and value.strip()):
-        return str(value).strip()
-    raise ValueError(
-        f"{path}: column {column!r} must hold class names or whole numbers, got {value!r} in row {row}: "
-        "fill it in or drop the row"
-    )
+        return str(int(value))
+    if isinstance(value, int):
+        return str(value)
+    if not isinstance(value, str):
+        return None
+    name = value.strip()
+    whole = re.fullmatch(r"([+-]?\d+)\.0+", name)
+    return whole[1] if whole else name.lower() if name.lower() in ("true", "false") else name
 
 
 def _class_names(labels: Sequence[str], source: str) -> list[str]:
@@ -206,19 +203,42 @@ def _whole(name: str) -> bool:
     return True
 
 
-def _indexed(source: Labelled, names: Sequence[str], where: str) -> Split:
+def _indexed(source: Labelled, names: Sequence[str], where: str, table: Table | None = None) -> Split:
     index = {name: i for i, name in enumerate(names)}
-    for row, label in enumerate(source[1], 1):
-        if label not in index:
-            known = ", ".join(names[:8])
-            raise ValueError(f"{where}: label {label!r} in row {row} is none of the training file's classes ({known})")
+    strange = [row for row, label in enumerate(source[1]) if label not in index]
+    if strange:
+        known, label = ", ".join(names[:8]), source[1][strange[0]]
+        place = table.where(strange) if table is not None else f"row {strange[0] + 1}"
+        raise ValueError(f"{where}: label {label!r} in {place} is none of the training file's classes ({known})")
     return Split(list(source[0]), [index[label] for label in source[1]])
 
 
-def _without_doubles(source: Labelled) -> Labelled:
-    first = {text: row for row, text in reversed(list(enumerate(source[0])))}
-    rows = sorted(first.values())
-    return [source[0][row] for row in rows], [source[1][row] for row in rows]
+def _without_doubles(source: Labelled, data: Data, notes: list[str]) -> Labelled:
+    """Each text once. A text under two labels is refused, or left out where the data section says so."""
+    texts, labels = source
+    first = {text: row for row, text in reversed(list(enumerate(texts)))}
+    torn = {text for text, label in zip(texts, labels, strict=True) if labels[first[text]] != label}
+    torn_said = f"{len(torn)} text{' occurs' if len(torn) == 1 else 's occur'} under two labels"
+    if torn and not data.name and data.two_labels == "refuse":
+        shown = next(text for text in texts if text in torn)
+        both = sorted({label for text, label in zip(texts, labels, strict=True) if text == shown})
+        short = shown if len(shown) <= 40 else f"{shown[:40]}..."
+        raise ValueError(
+            f"{data.train}: {torn_said}, such as {short!r} under {' and '.join(map(repr, both))}: decide on one label, "
+            'or leave such texts out by data.two_labels = "drop"'
+        )
+    if torn:
+        left = "are left out" if data.two_labels == "drop" else "count under their first"
+        notes.append(f"{torn_said} and {left}")
+    kept = sorted(first.values())
+    if data.two_labels == "drop":
+        kept = [row for row in kept if texts[row] not in torn]
+    if len(first) < len(texts):
+        notes.append(
+            f"of {len(texts)} rows of {Path(data.train).name or data.name} {len(texts) - len(first)} repeat a text: "
+            f"{len(first)} texts are used"
+        )
+    return [texts[row] for row in kept], [labels[row] for row in kept]
 
 
 def _take(split: Split, count: int, seed: int, key: str) -> tuple[Split, Split]:
@@ -244,6 +264,11 @@ def _limit(split: Split, count: int, seed: int, key: str) -> Split:
 
 
 def _cut(split: Split, count: int, stream: int, seed: int) -> tuple[Split, Split]:
+    if count >= len(split):
+        raise ValueError(
+            f"there are {len(split)} texts, of which {count} are to be held out, one of each class at least: give more "
+            "texts, or files for validation and test"
+        )
     taken, rest = _take(split, count, 1_000_003 * stream + seed, "the share held out")
     return rest, taken
 

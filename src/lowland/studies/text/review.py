@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lowland import Mixture, load
 from lowland.averager import draws
-from lowland.calibration import entropy, risk_threshold
+from lowland.calibration import entropy, risk_bound, risk_threshold
 
 from ..adapters.classifier import adapt, load_encoder
-from ..adapters.tokens import tokenise
+from ..adapters.tokens import cut_sentence, tokenise
 from ..adapters.training import class_probabilities
 from ..runs.folder import read_arrays, read_json, write_rows
 from ..runs.progress import Progress, Silent
 from ..runs.randomness import own_randomness, quiet, stream
+from .config import TextStudy
 from .study import read_study
+
+LEVEL = 0.95  # of the bound on the risk
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,9 @@ class Reviewed:
     expected_entropy: Tensor  # (N,)
     threshold: float  # of the largest probability; inf: no threshold keeps the risk
     risk: float
+    empty: Tensor  # (N,) bool: texts of white space only
+    checked: tuple[int, int, int]  # validation texts: all, those above the threshold, and the wrong ones of these
+    cut: tuple[int, int]  # how many texts were cut, and at how many tokens
 
     @property
     def mutual_information(self) -> Tensor:
@@ -41,15 +48,45 @@ class Reviewed:
 
     @property
     def review(self) -> Tensor:
-        """Whether a text is to be seen by a person, (N,)."""
-        return self.probs.amax(1) < self.threshold
+        """Whether a text is to be seen by a person, (N,): the doubtful ones and the empty ones."""
+        return (self.probs.amax(1) < self.threshold) | self.empty
+
+    @property
+    def bound(self) -> float | None:
+        """What the validation texts leave possible as the risk, at 95 %; None where none is answered."""
+        _, answered, wrong = self.checked
+        return risk_bound(wrong, answered, LEVEL) if answered else None
+
+    def notes(self) -> list[str]:
+        """Say what happened to the texts on their way in."""
+        shortened, length = self.cut
+        said = [cut_sentence({"new": (shortened, len(self.probs))}, length)]
+        count = int(self.empty.sum())
+        if count == 1:
+            said.append("1 text is empty and goes to a person")
+        elif count:
+            said.append(f"{count} texts are empty and go to a person")
+        return [sentence for sentence in said if sentence]
+
+
+def check_run(folder: Path) -> TextStudy:
+    """See that a folder holds a finished text study, and return its settings.
+
+    Raises:
+        ValueError: it does not.
+    """
+    study = read_study(folder)
+    metrics = read_json(folder / "metrics.json")
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("labels"), list):
+        raise ValueError(f"{folder / 'metrics.json'} names no classes: is it of a text study? If so, run it anew")
+    return study
 
 
 def review_texts(folder: Path, texts: Sequence[str], risk: float = 0.05, progress: Progress | None = None) -> Reviewed:
     """Classify texts by the MultiSWAG of a run folder.
 
     The threshold is the lowest confidence from which on at most a share `risk` of the study's validation texts was
-    classified wrongly; below it a text is sent to a person.
+    classified wrongly; below it a text is sent to a person. Texts are cut where the study cut its own.
 
     Raises:
         ValueError: the folder holds no finished study, there are no texts, or risk is not in [0, 1).
@@ -59,14 +96,16 @@ def review_texts(folder: Path, texts: Sequence[str], risk: float = 0.05, progres
         raise ValueError(f"risk is a share of wrong answers and must lie in [0, 1), got {risk}")
     if not texts:
         raise ValueError("there are no texts to classify")
-    study = read_study(folder)
-    names: list[str] = read_json(folder / "metrics.json")["labels"]
+    study = check_run(folder)
+    metrics = read_json(folder / "metrics.json")
+    names: list[str] = metrics["labels"]
+    length = int(study.model.max_length or metrics["max_length"])
     known = read_arrays(folder / "probabilities.npz")
     threshold = risk_threshold(known["validation_multiswag"], known["validation_labels"], risk)
     mixture: Mixture = load(folder / "posterior.safetensors")
     with quiet(), own_randomness():
         encoder, tokenizer, _ = load_encoder(study.model)
-        tokens = tokenise(tokenizer, texts, study.model.max_length)
+        tokens = tokenise(tokenizer, texts, length)
         size = study.evaluation.batch_size
         classifier = adapt(encoder, study.model, study.lora, len(names), [tokens], size)
         if torch.cuda.is_available():
@@ -82,13 +121,31 @@ def review_texts(folder: Path, texts: Sequence[str], risk: float = 0.05, progres
                 probs = class_probabilities(classifier.merged, tokens, size, progress.advance)
                 total, expected = total + probs / count, expected + entropy(probs) / count
         progress.end("")
-    return Reviewed(names, total, entropy(total), expected, threshold, risk)
+    empty = torch.tensor([not text.strip() for text in texts])
+    checked = _checked(known, threshold)
+    return Reviewed(
+        names, total, entropy(total), expected, threshold, risk, empty, checked, (len(tokens.shortened), length)
+    )
 
 
-def write_reviewed(path: Path, reviewed: Reviewed, texts: Sequence[str]) -> None:
-    """Write one row a text: its class, probabilities, uncertainties and whether a person should see it."""
+def _checked(known: Mapping[str, Any], threshold: float) -> tuple[int, int, int]:
+    probs, labels = known["validation_multiswag"], known["validation_labels"]
+    answered = probs.max(1) >= threshold
+    wrong = answered & (probs.argmax(1) != labels)
+    return len(labels), int(answered.sum()), int(wrong.sum())
+
+
+def write_reviewed(
+    path: Path, reviewed: Reviewed, texts: Sequence[str], kept: Mapping[str, Sequence[Any]] | None = None
+) -> None:
+    """Write one row a text: its class, probabilities, uncertainties and whether a person should see it.
+
+    `kept` are further columns of the input, an identifier for instance; they stand behind the others.
+    """
     header = ["index", "prediction", *(f"p_{name}" for name in reviewed.names), "confidence"]
     header += ["entropy", "expected_entropy", "mutual_information", "review", "text"]
+    kept = kept or {}
+    others = [name if name not in header else f"input_{name}" for name in kept]
     information, flagged = reviewed.mutual_information, reviewed.review
     rows = (
         [
@@ -101,21 +158,26 @@ def write_reviewed(path: Path, reviewed: Reviewed, texts: Sequence[str]) -> None
             f"{information[index]:.6f}",
             "yes" if flagged[index] else "no",
             text,
+            *(column[index] for column in kept.values()),
         ]
         for index, text in enumerate(texts)
     )
-    write_rows(path, header, rows)
+    write_rows(path, [*header, *others], rows)
 
 
 def sentence(reviewed: Reviewed) -> str:
-    """Say how many texts go to a person, and why."""
+    """Say how many texts go to a person, why, and how much the validation texts can promise of the rest."""
     flagged, count = int(reviewed.review.sum()), len(reviewed.probs)
-    if math.isinf(reviewed.threshold):
+    number, answered, wrong = reviewed.checked
+    these = "text" if count == 1 else "texts"
+    if math.isinf(reviewed.threshold) or reviewed.bound is None:
+        alone = "the text goes" if count == 1 else f"all {count} texts go"
         return (
-            f"no confidence kept the risk at {reviewed.risk:.1%} on the validation texts: all {count} texts go to a "
+            f"no confidence kept the risk at {reviewed.risk:.1%} on the {number} validation texts: {alone} to a "
             "person; allow a higher risk"
         )
     return (
-        f"{flagged} of {count} texts go to a person: their confidence is below {reviewed.threshold:.3f}, from which on "
-        f"at most {reviewed.risk:.1%} of the validation texts were classified wrongly"
+        f"{flagged} of {count} {these} {'goes' if flagged == 1 else 'go'} to a person: their confidence is below "
+        f"{reviewed.threshold:.3f}. From there on {wrong} of {answered} validation texts ({wrong / answered:.1%}) were "
+        f"classified wrongly; so few leave a risk of up to {reviewed.bound:.1%} possible ({LEVEL:.0%} bound)"
     )

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from ..adapters.classifier import AdaptedClassifier, adapt, load_encoder
+from ..adapters.classifier import AdaptedClassifier, adapt, load_encoder, positions_of
 from ..adapters.comparison import TRAINED, compare
+from ..adapters.config import check_snapshots
 from ..adapters.ending import Shown, write_run, write_times
-from ..adapters.tokens import tokenise
+from ..adapters.tokens import cut_sentence, fitting_length, tokenise, whole_tokens
 from ..runs.folder import write_json
 from ..runs.opening import begin, finished, read_configured
 from ..runs.progress import Progress, Silent
@@ -24,6 +25,8 @@ from ..runs.randomness import own_randomness, quiet
 from .config import TextStudy, from_mapping
 from .datasets import Splits, load_splits
 from .member import STEP_COST, Corpora, Member
+
+LONGEST = 512  # tokens of a text, where the encoder does not say what it can take
 
 
 def run_text_study(
@@ -46,11 +49,19 @@ def run_text_study(
         begun = time.perf_counter()
         splits = load_splits(study.data)
         encoder, tokenizer, home = load_encoder(study.model)
-        cut = [
-            tokenise(tokenizer, part.texts, study.model.max_length)
-            for part in (splits.train, splits.validation, splits.test)
-        ]
+        length = study.model.max_length or fitting_length(
+            [len(ids) for ids in whole_tokens(tokenizer, splits.train.texts)], positions_of(encoder) or LONGEST
+        )
+        cut = [tokenise(tokenizer, part.texts, length) for part in (splits.train, splits.validation, splits.test)]
         corpora = Corpora(*cut)
+        shortened = {
+            what: (len(part.shortened), len(part))
+            for what, part in zip(("training", "validation", "test"), cut, strict=True)
+        }
+        notes = [*filter(None, [cut_sentence(shortened, length)]), *splits.notes]
+        check_snapshots(study, len(corpora.train))
+        for note in notes:
+            progress.say(note)
         classifier = adapt(encoder, study.model, study.lora, len(splits.names), cut, study.evaluation.batch_size)
         if torch.cuda.is_available():
             classifier.to(torch.device("cuda"))
@@ -63,7 +74,8 @@ def run_text_study(
         prepared = time.perf_counter() - begun
         for member in members:
             member.run()
-        return _finish(study, folder, splits, members, classifier, prepared)
+        read = {"notes": notes, "max_length": length, "cut": {what: list(pair) for what, pair in shortened.items()}}
+        return _finish(study, folder, splits, members, classifier, prepared, read)
 
 
 def read_study(folder: Path) -> TextStudy:
@@ -93,6 +105,7 @@ def _finish(
     members: list[Member],
     classifier: AdaptedClassifier,
     prepared: float,
+    read: dict[str, Any],
 ) -> dict[str, Any]:
     begun = time.perf_counter()
     loaded = [{key: member.predictions(key) for key in TRAINED} for member in members]
@@ -106,6 +119,7 @@ def _finish(
         "n_validation": len(splits.validation),
         "n_train": len(splits.train),
         "labels": splits.names,
+        **read,
     }
     shown = Shown(
         splits.test.texts,
