@@ -1,6 +1,7 @@
 """Known answers by hand, equality with scikit-learn, bad input: calibration.py, selective.py, probabilities.py."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -190,7 +191,7 @@ def test_several_models_are_judged_by_the_mean_of_their_metrics() -> None:
     assert all(interval == (0.0, 0.0, 0.0) for interval in gaps.values())
     # Chunks of resamples change nothing.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(c, "_AT_ONCE", 7 * 60)
+        patch.setattr(sys.modules["lowland.calibration.bootstrap"], "_AT_ONCE", 7 * 60)
         assert c.intervals(both, labels, resamples=30, generator=generator(2)) == found
     with pytest.raises(ValueError, match="probs hold no model"):
         c.intervals(torch.zeros(0, 60, 3), labels)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.checkpoints.interrupted import WAYS
+from tests.integrations.interrupted import WAYS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,7 +26,7 @@ def test_a_killed_run_ends_as_one_that_was_not(way: str, tmp_path: Path) -> None
     whole.mkdir()
     broken.mkdir()
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.interrupted", way, str(broken)],
+        [sys.executable, "-m", "tests.integrations.interrupted", way, str(broken)],
         cwd=ROOT,
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
         capture_output=True,

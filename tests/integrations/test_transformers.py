@@ -23,8 +23,7 @@ from transformers import TrainerCallback
 
 from lowland import EMA, SWA, SWAG, Snapshots, applied, load
 from lowland.integrations.schedule import Schedule, schedule
-from lowland.integrations.transformers import AveragingCallback
-from lowland.integrations.transformers.callback import last_checkpoint
+from lowland.integrations.transformers import AveragingCallback, last_checkpoint
 from lowland.weights import weights_of
 from lowland.weights.named import trainable
 from tests.integrations.tiny_trainer import ROWS, adapted, classifier, trainer
@@ -501,8 +500,8 @@ import sys
 from pathlib import Path
 from lowland import SWAG, save
 from lowland.integrations.transformers import AveragingCallback
-from lowland.integrations.transformers.callback import last_checkpoint
-from tests.tiny_trainer import adapted, trainer
+from lowland.integrations.transformers import last_checkpoint
+from tests.integrations.tiny_trainer import adapted, trainer
 
 folder = Path(sys.argv[1])
 average = SWAG(rank=3)
@@ -634,7 +633,7 @@ from pathlib import Path
 import torch
 from lowland import SWA
 from lowland.integrations.transformers import AveragingCallback
-from tests.tiny_trainer import adapted, trainer
+from tests.integrations.tiny_trainer import adapted, trainer
 
 average = SWA()
 callback = AveragingCallback(average, start=2, every=2, evaluate="both")

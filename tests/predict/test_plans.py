@@ -16,6 +16,7 @@ from torch.nn import functional
 from lowland.mixture import Mixture
 from lowland.predict import predict
 from lowland.predict.plans import choice, runner, stacked
+from lowland.predict.plans import sums as sums_of_draws
 from lowland.predict.plans.adapters import Folded
 from lowland.predict.plans.nested import Opaque, alike, mapped, tensors
 from lowland.predict.plans.places import Held, Places
@@ -935,6 +936,6 @@ def test_a_bad_output_names_its_draw_and_batch_also_when_found_late() -> None:
 
 
 def test_slow_passes_are_checked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowland.predict.plans.sums.PATIENCE", -1.0)
+    monkeypatch.setattr(sums_of_draws, "PATIENCE", -1.0)
     with pytest.raises(ValueError, match="draw 1, batch 1: the output for example 1"):
         Classes(2).add(0, 1, (torch.full((1, 2), torch.inf),))

@@ -74,7 +74,7 @@ def test_finished_cells_are_not_repeated(finished: Path, tmp_path: Path, monkeyp
 def test_a_study_that_is_killed_outright_leaves_no_process_and_goes_on(finished: Path, tmp_path: Path) -> None:
     pids, out = tmp_path / "pids", tmp_path / "run"
     pids.mkdir()
-    command = [sys.executable, "-m", "tests.toy_grid", str(out)]
+    command = [sys.executable, "-m", "tests.studies.toy_grid", str(out)]
     with subprocess.Popen(command, env={**os.environ, toy_grid.PIDS: str(pids)}, start_new_session=True) as study:
         try:
             wait_for(lambda: out.joinpath("cells").is_dir() and len(list((out / "cells").iterdir())) >= 3)

@@ -29,7 +29,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         FileNotFoundError: there is nothing under this path.
         ValueError: what lies there is no checkpoint, or is damaged; the message names the file.
 
-    >>> import tempfile
+    >>> import tempfile, torch
     >>> from safetensors.torch import save_file
     >>> folder = Path(tempfile.mkdtemp())
     >>> save_file({"w": torch.ones(2, 3)}, folder / "model.safetensors")

@@ -62,6 +62,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata:
         ValueError: a dtype that safetensors does not know, or a tensor without values (meta).
         OSError: the folder does not exist or the disk is full; on every rank.
 
+    >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "w.safetensors"
     >>> write(path, {"w": torch.ones(2)}, {"made": "by hand"})
     >>> with File(path) as file:
@@ -98,6 +99,7 @@ class File:
         FileNotFoundError: there is no such file.
         ValueError: it is no whole safetensors file.
 
+    >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "w.safetensors"
     >>> write(path, {"w": torch.arange(3)}, {})
     >>> with File(path) as file:
