@@ -116,7 +116,7 @@ def exact_draws(
         generator = torch.Generator().manual_seed(seed)
         swag, found = posterior(data, seed), []
         for index in range(number):
-            weights = swag.sample(scale=scale, generator=generator)
+            weights = swag.tempered(scale).sample(generator=generator)
             with applied(model, weights):
                 _, spent = timed(lambda: refresh_bn(model, batches))
                 found.append((weights, statistics_in(model), spent))

@@ -1,8 +1,8 @@
 """The cost of draws from a low-rank SWAG, ours and the peers', beside the limit of the memory.
 
-Timed is what a user calls: `swag.sample(n)`, the same into tensors that are there (`out=`), and the peers' `sample`,
-which makes one draw and writes it into a model (torch-uncertainty: into a new one). Rank 20, all columns held, tensors
-of real shapes: 1M (ResNet-20 of width 32), lora (192 small tensors), 25M (ResNet-50). All in interleaved rounds, the
+Timed is what a user calls: `swag.sample(n)`, the same into tensors that are there (`draws_into`), and the peers'
+`sample`, which makes one draw and writes it into a model (torch-uncertainty: into a new one). Rank 20, all columns held,
+tensors of real shapes: 1M (ResNet-20 of width 32), lora (192 small tensors), 25M (ResNet-50). All in interleaved rounds, the
 triad right before each. A ratio is of times a draw, the median over rounds. The limit of ours is what must move at the
 triad's speed: mean, second moment and columns once, each draw once. Peers have none, as they move far more.
 
@@ -85,13 +85,13 @@ def contenders(
     out = targets(full, MANY)
     first = {name: tensor[:1] for name, tensor in out.items()}
     calls: dict[str, Callable[[], object]] = {
-        f"lowland sample({MANY}, out=)": lambda: full.sample(MANY, out=out),
+        f"lowland draws_into, {MANY} rows": lambda: full.draws_into(out),
         f"lowland sample({MANY})": lambda: full.sample(MANY),
-        f"lowland sample({MANY}, out=), bfloat16 deviations": lambda: half.sample(MANY, out=out),
+        f"lowland draws_into, {MANY} rows, bfloat16 deviations": lambda: half.draws_into(out),
         f"zeros into fresh tensors of {MANY} draws": lambda: [torch.zeros_like(t).fill_(0) for t in out.values()],
-        "lowland sample(1, out=)": lambda: full.sample(1, out=first),
+        "lowland draws_into, 1 row": lambda: full.draws_into(first),
         "lowland sample()": lambda: full.sample(),
-        "lowland sample(1, out=), bfloat16 deviations": lambda: half.sample(1, out=first),
+        "lowland draws_into, 1 row, bfloat16 deviations": lambda: half.draws_into(first),
     }
     draws = {name: MANY if str(MANY) in name else 1 for name in calls}
     vectors = {
@@ -136,7 +136,7 @@ def timed(
 def ours(model: nn.Module, rank: int, block: bool) -> int:
     swag = collected(model, rank)
     out = targets(swag, MANY)
-    return max(peak_extra(lambda: swag.sample(MANY, block=block, out=out)) for _ in range(3))
+    return max(peak_extra(lambda: swag.tempered(1.0, block=block).draws_into(out)) for _ in range(3))
 
 
 def memory(model: nn.Module, rank: int, troubles: dict[str, str]) -> tuple[list[dict[str, object]], int]:
@@ -144,8 +144,8 @@ def memory(model: nn.Module, rank: int, troubles: dict[str, str]) -> tuple[list[
     own = ours(model, rank, block=False)
     block = ours(model, rank, block=True)
     rows: list[dict[str, object]] = [
-        {"contender": f"lowland sample({MANY}, out=)", "MB": f"{own / 1e6:.1f}"},
-        {"contender": f"lowland sample({MANY}, block=True, out=)", "MB": f"{block / 1e6:.1f}"},
+        {"contender": f"lowland draws_into, {MANY} rows", "MB": f"{own / 1e6:.1f}"},
+        {"contender": f"lowland draws_into, {MANY} rows, block=True", "MB": f"{block / 1e6:.1f}"},
     ]
     if not troubles["swa-gaussian"]:
         theirs = official(model, rank)
@@ -258,7 +258,7 @@ def main() -> None:
     checks: list[Check] = []
     tables["Normals, 16M float32"], rate = normals(rounds)
     checks.append(("normals on all threads", ">= 440 M/s", f"{rate:.0f} M/s", rate >= 440))
-    best = f"lowland sample({MANY}, out=)"
+    best = f"lowland draws_into, {MANY} rows"
     sizes = {"1M": nested(resnet20()), "lora": nested(lora()), "25M": nested(resnet50())}
     if options.quick:
         del sizes["25M"]
@@ -282,7 +282,7 @@ def main() -> None:
         table, _ = timed("110M", model, 10, dict.fromkeys(PEERS, "left out for its memory"), 3)
         tables["110M, rank 10"] = table
     notes.append(
-        "Draws of the peers are one a call; so is their rate. Targets of `out=` are written over at each call."
+        "Draws of the peers are one a call; so is their rate. Targets of `draws_into` are written over at each call."
     )
     notes.append(
         "sample(30) takes fresh memory for its result; the row of zeros is what the system takes for that alone."

@@ -210,7 +210,7 @@ def test_a_score_may_use_the_live_model() -> None:
             return judge(model.weight.item())
 
     def for_good(weights: Mapping[str, Tensor]) -> float:
-        copy_to(weights, model)
+        copy_to(model, weights)
         return judge(model.weight.item())
 
     for score in (in_place, for_good):

@@ -180,7 +180,7 @@ def test_tied_weights_stay_tied(method: Method) -> None:
     averager.update(model)
     assert "head.weight" not in averager.mean()
     fresh = Small(seed=1)
-    copy_to(averager.mean(), fresh)
+    copy_to(fresh, averager.mean())
     assert fresh.head.weight is fresh.embed.weight
     assert torch.equal(fresh.head.weight, model.embed.weight)
 
@@ -290,7 +290,7 @@ def test_shapes_and_order_of_draws(name: str) -> None:
     for key, tensor in like.items():
         assert one[key].shape == tensor.shape
         assert many[key].shape == (4, *tensor.shape)
-    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="samples must be a whole number of at least 1, got 0"):
         posterior.sample(0)
 
 

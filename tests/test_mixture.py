@@ -20,8 +20,8 @@ class Gaussian:
     def __init__(self, mean: float, variance: float) -> None:
         self.normal = torch.distributions.MultivariateNormal(torch.full((2,), mean), variance * torch.eye(2))
 
-    def sample(self, n: int | None = None, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        z = torch.randn(*(() if n is None else (n,)), 2, generator=generator)
+    def sample(self, samples: int | None = None, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        z = torch.randn(*(() if samples is None else (samples,)), 2, generator=generator)
         return {"w": self.normal.loc + z * self.normal.variance.sqrt()}
 
     def mean(self) -> dict[str, Tensor]:
@@ -137,6 +137,72 @@ def test_bad_input() -> None:
         Mixture([3])  # type: ignore[list-item]
     with pytest.raises(RuntimeError, match="no weights yet"):
         Mixture([SWA()])
-    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="samples must be a whole number of at least 1, got 0"):
         list(draws(points(1)[0], 0))
     assert members_of(points(1)[0]) == points(1)
+
+
+def test_a_mixture_of_tempered_posteriors_has_moments_covariance_and_density() -> None:
+    swags = []
+    for seed in (0, 1):
+        swag = SWAG(rank=3)
+        for weights in walk(6, seed):
+            swag.update(weights)
+        swags.append(swag)
+    scales = (0.5, 2.0)
+    tempered = [swag.tempered(scale) for swag, scale in zip(swags, scales, strict=True)]
+    mixture, point = Mixture(tempered), walk(1, seed=9)[0]
+    dense = [view.distribution() for view in tempered]
+    means = torch.stack([gaussian.loc for gaussian in dense])
+    between = torch.cov(means.T, correction=0)
+    inner = torch.stack([gaussian.covariance_matrix for gaussian in dense]).mean(0)
+    assert torch.allclose(mixture.covariance(), inner + between, atol=1e-6)
+    mean, variance = mixture.moments()
+    names = sorted(mean)
+    assert torch.allclose(torch.cat([mean[name].flatten() for name in names]), means.mean(0), atol=1e-6)
+    flat = torch.cat([variance[name].flatten() for name in names])
+    assert torch.allclose(flat, mixture.covariance().diagonal(), rtol=1e-4)
+    each = torch.tensor([view.log_prob(point) for view in tempered], dtype=torch.float64)
+    assert mixture.log_prob(point) == pytest.approx(float(each.logsumexp(0)) - math.log(2))
+    for swag, scale, view in zip(swags, scales, tempered, strict=True):
+        for name, whole in swag.variance().items():
+            assert torch.allclose(view.variance()[name], scale * whole, rtol=1e-5)
+
+
+def test_unequal_components_are_enumerated_with_equal_weight() -> None:
+    ring = Snapshots(3)
+    for weights in points(3):
+        ring.update(weights)
+    mixture = Mixture([ring, {"w": torch.tensor([9.0])}, Mixture(points(2))])
+    found = [point["w"].item() for point in mixture.members() or []]
+    assert sorted(found) == sorted([0.0, 1.0, 2.0] * 2 + [9.0] * 6 + [0.0] * 3 + [1.0] * 3)
+    both = Mixture([mixture, {"w": torch.tensor([5.0])}]).members() or []
+    assert len(both) == 36 and sum(point["w"].item() == 5.0 for point in both) == 18
+
+
+def test_draws_of_a_mixture_are_made_in_their_places() -> None:
+    class Into(Gaussian):
+        calls = 0
+
+        def draws_into(self, rows: dict[str, Tensor], *, generator: torch.Generator | None = None) -> None:
+            self.calls += 1
+            rows["w"].copy_(self.sample(len(rows["w"]), generator=generator)["w"])
+
+    one = Into(0.0, 1.0)
+    drawn = Mixture([one, {"w": torch.full((2,), 7.0)}]).sample(6, generator=torch.Generator().manual_seed(0))["w"]
+    assert one.calls == 1 and drawn.shape == (6, 2)
+    assert int((drawn == 7).all(1).sum()) == 3
+
+
+@pytest.mark.parametrize("samples", [0, -1, 2.5, True, "3"])
+def test_numbers_of_draws_that_are_none(samples: object) -> None:
+    swag = SWAG(rank=2)
+    for weights in walk(3):
+        swag.update(weights)
+    for posterior in (swag, swag.tempered(0.5), Mixture([swag])):
+        with pytest.raises(ValueError, match="samples must be a whole number of at least 1, got"):
+            posterior.sample(samples)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="samples must be a whole number of at least 1, got"):
+            list(posterior.draws(samples))  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="generator must be a torch.Generator, got int: pass torch.Generator"):
+            posterior.sample(2, generator=5)  # type: ignore[arg-type]

@@ -115,7 +115,7 @@ def test_errors_of_order() -> None:
         with pytest.raises(RuntimeError, match=r"Snapshots has no weights yet: call update\(model\) first"):
             call()
     snapshots.update({"w": torch.zeros(1)})
-    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="samples must be a whole number of at least 1, got 0"):
         snapshots.sample(0)
     with pytest.raises(ValueError, match="k .state 2, here 3"):
         Snapshots(3).load_state_dict(snapshots.state_dict())

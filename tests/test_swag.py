@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from lowland import SWA, SWAG
+from lowland import SWA, SWAG, Mixture
 from lowland.arithmetic import kernels
 
 from .problems import four_iterates, four_iterates_apart, walk
@@ -51,7 +51,7 @@ def test_17_9_covariance() -> None:
     paper = torch.tensor([[4.25, -1.625], [-1.625, 4.173611]])
     assert torch.allclose(swag.distribution().covariance_matrix, paper, atol=1e-6)
     twice = torch.tensor([[8.5, -3.25], [-3.25, 8.347222]])
-    assert torch.allclose(swag.distribution(scale=2).covariance_matrix, twice, atol=1e-6)
+    assert torch.allclose(swag.tempered(2).distribution().covariance_matrix, twice, atol=1e-6)
     assert torch.allclose(swag.variance()["w"], paper.diagonal(), atol=1e-6)
     # With room for 20 the divisor stays the number held minus one; the official code divides by 19 (METHODS 7.2).
     room = collected(20, four_iterates()).distribution().covariance_matrix
@@ -72,7 +72,7 @@ def test_17_9_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     swag = collected(3, four_iterates())
     with kernels.disabled():
         for scale, expected in ((1.0, (3.322876, 1.427124)), (2.0, (3.456615, 1.189831))):
-            assert torch.allclose(swag.sample(scale=scale)["w"], torch.tensor(expected), atol=1e-6)
+            assert torch.allclose(swag.tempered(scale).sample()["w"], torch.tensor(expected), atol=1e-6)
 
 
 def test_17_9_log_density() -> None:
@@ -88,8 +88,8 @@ def test_17_9_mahalanobis() -> None:
     d, n = 10, 2000
     chi2_95 = 18.307  # the 95 % quantile of chi-square with 10 degrees of freedom
     for scale in (0.01, 0.5, 1.0, 5.0):
-        gaussian = swag.distribution(scale)
-        draws = swag.sample(n, scale=scale, generator=torch.Generator().manual_seed(3))
+        gaussian = swag.tempered(scale).distribution()
+        draws = swag.tempered(scale).sample(n, generator=torch.Generator().manual_seed(3))
         points = torch.cat([draws[name].reshape(n, -1) for name in sorted(draws)], dim=1)
         inside = (gaussian.loc.shape[0] == d) and float((mahalanobis(points, gaussian) < chi2_95).float().mean())
         # Five binomial standard errors at n = 2000 are 0.024.
@@ -110,12 +110,12 @@ def test_against_the_twin(rank: int, steps: int, scale: float) -> None:
     for weights in path:
         twin.update(flat(weights))
     assert torch.allclose(flat(swag.mean()), twin.mean(), atol=1e-6)
-    assert torch.allclose(flat(swag.variance(scale)), twin.covariance(scale).diagonal(), rtol=1e-4)
-    gaussian = swag.distribution(scale)
+    assert torch.allclose(flat(swag.tempered(scale).variance()), twin.covariance(scale).diagonal(), rtol=1e-4)
+    gaussian = swag.tempered(scale).distribution()
     assert torch.allclose(gaussian.covariance_matrix.double(), twin.covariance(scale), atol=1e-7)
     dense = MultivariateNormal(twin.mean(), twin.covariance(scale))
     point = walk(1, seed=9)[0]
-    assert swag.log_prob(point, scale) == pytest.approx(float(dense.log_prob(flat(point))), rel=1e-4)
+    assert swag.tempered(scale).log_prob(point) == pytest.approx(float(dense.log_prob(flat(point))), rel=1e-4)
 
 
 def test_block_changes_cross_tensor_terms_only() -> None:
@@ -123,7 +123,7 @@ def test_block_changes_cross_tensor_terms_only() -> None:
     swag = collected(3, path)
     n = 40_000
     whole = swag.sample(n, generator=torch.Generator().manual_seed(0))
-    block = swag.sample(n, block=True, generator=torch.Generator().manual_seed(0))
+    block = swag.tempered(1.0, block=True).sample(n, generator=torch.Generator().manual_seed(0))
 
     def covariance(draws: dict[str, Tensor]) -> Tensor:
         return torch.cov(torch.cat([draws["a"], draws["b"]], dim=1).T)
@@ -138,7 +138,7 @@ def test_block_changes_cross_tensor_terms_only() -> None:
 
 def test_scale_zero_is_the_mean() -> None:
     swag = collected(3, walk(5))
-    draw = swag.sample(scale=0.0)
+    draw = swag.tempered(0.0).sample()
     for name, mean in swag.mean().items():
         assert torch.equal(draw[name], mean)
 
@@ -151,10 +151,40 @@ def test_one_iterate_is_a_point() -> None:
 
 def test_tempered_is_the_same_draw_at_another_scale() -> None:
     swag = collected(3, walk(6))
-    view = swag.tempered(0.25, block=True)
-    one = view.sample(2, generator=torch.Generator().manual_seed(1))
-    two = swag.sample(2, scale=0.25, block=True, generator=torch.Generator().manual_seed(1))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    off = {}
+    for scale in (1.0, 0.25):
+        drawn = swag.tempered(scale).sample(2, generator=torch.Generator().manual_seed(1))
+        off[scale] = {name: drawn[name] - mean for name, mean in swag.mean().items()}
+    assert all(torch.allclose(off[1.0][name] * 0.5, off[0.25][name], atol=1e-6) for name in off[1.0])
+    same = swag.tempered(1.0).sample(generator=torch.Generator().manual_seed(1))
+    assert all(torch.equal(same[n], t) for n, t in swag.sample(generator=torch.Generator().manual_seed(1)).items())
+
+
+def test_blocks_have_the_density_of_independent_tensors() -> None:
+    swag = collected(3, four_iterates_apart())
+    view, origin = swag.tempered(1.0, block=True), {"a": torch.zeros(1), "b": torch.zeros(1)}
+    dense = MultivariateNormal(torch.tensor([3.0, 2.0]), torch.diag(torch.tensor([4.25, 4.173611])))
+    assert view.log_prob(origin) == pytest.approx(float(dense.log_prob(torch.zeros(2))), abs=1e-5)
+    assert torch.allclose(view.distribution().covariance_matrix, dense.covariance_matrix, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rank", "values", "scale"),
+    [
+        (2, (1.0, 1.1, 0.9, 1e20, 1.0, 1.1), 1.0),
+        (0, (1.0, 1e20, 1.0), 1.0),
+        (3, (1.0, 2.0, 3.0), 1e300),
+        (0, (1.0, 2.0, 3.0), 1e39),
+    ],
+)
+def test_draws_that_overflow_are_refused(rank: int, values: tuple[float, ...], scale: float) -> None:
+    swag = SWAG(rank=rank, check_finite=False)
+    for value in values:
+        swag.update({"w": torch.full((4,), value), "b": torch.ones(1)})
+    for posterior in (swag.tempered(scale), Mixture([swag.tempered(scale)])):
+        for draw in (posterior.sample, lambda p=posterior: p.sample(3), lambda p=posterior: next(iter(p.draws(2)))):
+            with pytest.raises(ValueError, match="draws of w are not finite: its variance overflows torch.float32"):
+                draw()
 
 
 def test_bfloat16_deviations_keep_three_digits() -> None:
@@ -206,11 +236,11 @@ def test_bad_arguments() -> None:
     swag = collected(3, walk(4))
     for scale in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="scale multiplies the covariance"):
-            swag.sample(scale=scale)
+            swag.tempered(scale)
     with pytest.raises(ValueError, match="log_prob: tensors are named differently: missing"):
         swag.log_prob({"w": torch.ones(1)})
     with pytest.raises(ValueError, match="has no density"):
-        swag.log_prob(walk(1)[0], scale=0.0)
+        swag.tempered(0.0).log_prob(walk(1)[0])
     frozen = collected(0, [{"w": torch.ones(2)}] * 3)
     with pytest.raises(ValueError, match="w holds a weight whose variance is zero"):
         frozen.log_prob({"w": torch.ones(2)})

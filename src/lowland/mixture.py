@@ -9,53 +9,35 @@ average of weights means nothing.
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from .averager.averager import Averager
-from .averager.posteriors import COMPOSITES, Drawable, Posterior, draws, members_of
+from .averager.posteriors import COMPOSITES, Drawable, Posterior, check_draws, draws, members_of
 from .weights.named import Weights, check_same, clone_of
 from .weights.shards import like, local
 
 
 @runtime_checkable
-class _HasMoments(Protocol):
-    def moments(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]: ...
+class DrawsInto(Protocol):
+    """A posterior that writes draws where it is told, so that a mixture's draws are made in their places."""
 
-
-@runtime_checkable
-class _HasVariance(Protocol):
-    def mean(self) -> dict[str, Tensor]: ...
-    def variance(self) -> dict[str, Tensor]: ...
-
-
-@runtime_checkable
-class _WritesInto(Protocol):
-    def sample(
-        self, n: int | None = None, *, out: Weights | None = None, generator: torch.Generator | None = None
-    ) -> Weights: ...
-
-
-@runtime_checkable
-class _HasDensity(Protocol):
-    def log_prob(self, weights: Weights) -> float: ...
-
-
-@runtime_checkable
-class _HasDistribution(Protocol):
-    def distribution(self) -> torch.distributions.MultivariateNormal: ...
+    def draws_into(self, rows: Weights, *, generator: torch.Generator | None = None) -> None:
+        """Write one draw into each row of tensors (samples, *shape), by name."""
 
 
 class Mixture:
     """The equal mixture of posteriors, plain averages or weights of one architecture.
 
-    `n` draws are shared out evenly over the components (stratified): each gets n // M, and the remainder goes to
+    Draws are shared out evenly over the components (stratified): of n each of M gets n // M, and the remainder goes to
     components chosen at random. So predictions of a mixture of points with as many draws as components use each once.
+
+    A finite mixture is enumerated: `members` has every point of every component, so often that each component weighs
+    1 / M whatever its number of points. `predict` runs each point once, with that weight.
 
     Raises:
         ValueError: there is no component, one cannot be drawn from, or two name different tensors.
@@ -72,74 +54,66 @@ class Mixture:
             raise ValueError("a mixture needs at least one component, got none")
         self.components: list[Drawable] = list(components)
         first = _point(self.components[0])
-        self._dtypes = {name: tensor.dtype for name, tensor in first.items()}
+        dtypes = {name: tensor.dtype for name, tensor in first.items()}
         for component in self.components[1:]:
             point = _point(component)
             check_same(first, point, what="a mixture's components must name the same tensors")
-            self._dtypes = {name: torch.promote_types(kept, point[name].dtype) for name, kept in self._dtypes.items()}
+            dtypes = {name: torch.promote_types(kept, point[name].dtype) for name, kept in dtypes.items()}
+        self._forms = {name: _form(tensor, dtypes[name]) for name, tensor in first.items()}
 
     def members(self) -> Sequence[Weights] | None:
-        """Return every point once, or None unless all components are finite and have equally many points."""
+        """Return equally likely points, or None unless all components are finite.
+
+        Components with equally many points give each once; else those with few repeat theirs, the very same objects one
+        after the other, up to the least common multiple.
+        """
         finite = [members_of(component) for component in self.components]
-        if any(points is None for points in finite) or len({len(points or ()) for points in finite}) > 1:
+        if any(points is None for points in finite):
             return None
-        return [point for points in finite for point in points or ()]
+        if not all(finite):
+            return []
+        each = math.lcm(*(len(points or ()) for points in finite))
+        return [point for points in finite for point in points or () for _ in range(each // len(points or ()))]
 
     @torch.no_grad()
-    def sample(self, n: int | None = None, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Draw weights, components in order; with `n` every tensor gains a leading axis of `n` stratified draws.
+    def sample(self, samples: int | None = None, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Draw weights, components in order; with `samples` tensors gain a leading axis of so many stratified draws.
 
         Raises:
-            ValueError: n is below 1.
+            ValueError: samples is below 1.
         """
-        if n is None:
+        if samples is None:
             return clone_of(next(iter(self.draws(1, generator=generator))))
-        shares = self._shares(n, generator)
-        result: dict[str, Tensor] = {}
+        shares = self._shares(samples, generator)
+        result = {name: _rows(form, samples) for name, form in self._forms.items()}
         first = 0
         for component, share in zip(self.components, shares, strict=True):
-            if (
-                share
-                and isinstance(component, Averager)
-                and isinstance(component, _WritesInto)
-                and _takes_out(component)
-            ):
-                result = result or self._allocate(n, component._like())
+            if share and isinstance(component, DrawsInto):
                 rows = {name: local(tensor)[first : first + share] for name, tensor in result.items()}
-                component.sample(share, out=rows, generator=generator)
+                component.draws_into(rows, generator=generator)
             else:
                 for place, weights in enumerate(_draws(component, share, generator), start=first):
-                    result = result or self._allocate(n, weights)
                     for name, tensor in result.items():
                         local(tensor)[place].copy_(local(weights[name]))
             first += share
         return result
 
-    def _allocate(self, n: int, point: Weights) -> dict[str, Tensor]:
-        made = {}
-        for name, tensor in point.items():
-            own = local(tensor)
-            rows = torch.empty((n, *own.shape), dtype=self._dtypes[name], device=own.device)
-            made[name] = like(rows, tensor, leading=(n,))
-        return made
-
-    def draws(self, n: int, *, generator: torch.Generator | None = None) -> Iterator[Weights]:
-        """Yield the `n` draws of `sample(n)` one at a time.
+    def draws(self, samples: int, *, generator: torch.Generator | None = None) -> Iterator[Weights]:
+        """Yield the draws of `sample(samples)` one at a time.
 
         Raises:
-            ValueError: n is below 1.
+            ValueError: samples is below 1.
         """
-        for component, share in zip(self.components, self._shares(n, generator), strict=True):
+        for component, share in zip(self.components, self._shares(samples, generator), strict=True):
             yield from _draws(component, share, generator)
 
-    def _shares(self, n: int, generator: torch.Generator | None) -> list[int]:
+    def _shares(self, samples: int, generator: torch.Generator | None) -> list[int]:
         """How many draws each component gives: the even share, and the remainder at random."""
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
-        shares = [n // len(self.components)] * len(self.components)
+        check_draws(samples, generator)
+        shares = [samples // len(self.components)] * len(self.components)
         device = torch.device("cpu") if generator is None else generator.device
         order = torch.randperm(len(shares), generator=generator, device=device)
-        for index in order[: n % len(shares)].tolist():
+        for index in order[: samples % len(shares)].tolist():
             shares[index] += 1
         return shares
 
@@ -151,9 +125,10 @@ class Mixture:
         """
         logs = []
         for component in self.components:
-            if not isinstance(component, _HasDensity):
+            log_prob = _verb(component, "log_prob")
+            if log_prob is None:
                 raise ValueError(f"a {type(component).__name__} is a set of points and has no density")
-            logs.append(component.log_prob(weights))
+            logs.append(log_prob(weights))
         return float(torch.logsumexp(torch.tensor(logs, dtype=torch.float64), 0)) - math.log(len(logs))
 
     @torch.no_grad()
@@ -198,8 +173,21 @@ def _draws(component: Drawable, share: int, generator: torch.Generator | None) -
         yield from (_point(component) for _ in range(share))
 
 
-def _takes_out(component: _WritesInto) -> bool:
-    return "out" in inspect.signature(component.sample).parameters
+def _verb(component: Drawable, name: str) -> Callable[..., Any] | None:
+    """A method that posteriors may have; user's own ones have some of them."""
+    found = getattr(component, name, None)
+    return found if callable(found) else None
+
+
+def _form(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of this shape, device and placement, in the memory of one number."""
+    own = local(tensor)
+    return like(torch.empty((), dtype=dtype, device=own.device).expand(own.shape), tensor)
+
+
+def _rows(form: Tensor, samples: int) -> Tensor:
+    own = local(form)
+    return like(torch.empty((samples, *own.shape), dtype=own.dtype, device=own.device), form, leading=(samples,))
 
 
 def _point(component: Drawable) -> Weights:
@@ -217,10 +205,11 @@ def _point(component: Drawable) -> Weights:
 
 
 def _moments(component: Drawable) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    if isinstance(component, _HasMoments):
+    if isinstance(component, Mixture):
         return component.moments()
-    if isinstance(component, _HasVariance):
-        return component.mean(), component.variance()
+    mean, variance = _verb(component, "mean"), _verb(component, "variance")
+    if mean is not None and variance is not None:
+        return mean(), variance()
     points = members_of(component)
     if points is None:
         raise ValueError(f"a {type(component).__name__} states neither its moments nor its points")
@@ -234,8 +223,10 @@ def _moments(component: Drawable) -> tuple[dict[str, Tensor], dict[str, Tensor]]
 def _covariance(component: Drawable) -> Tensor:
     if isinstance(component, Mixture):
         return component.covariance()
-    if isinstance(component, _HasDistribution):
-        return component.distribution().covariance_matrix
+    distribution = _verb(component, "distribution")
+    if distribution is not None:
+        covariance: Tensor = distribution().covariance_matrix
+        return covariance
     points = members_of(component)
     if points is None:
         raise ValueError(f"a {type(component).__name__} states neither its covariance nor its points")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .arithmetic.moments import lerp_, wide_zeros
 from .averager.averager import Averager, Settings, Slot
+from .averager.posteriors import shuffled
 from .weights.named import Select, Weights, clone_of, parameters
 
 
@@ -84,34 +85,30 @@ class Snapshots(Averager):
         return [clone_of(member) for member in self._by_age()]
 
     @torch.no_grad()
-    def sample(self, n: int | None = None, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Draw members uniformly; with `n` every tensor gains a leading axis of `n` draws, made as `draws` says.
+    def sample(self, samples: int | None = None, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Draw members uniformly; with `samples` tensors gain a leading axis of so many draws, made as `draws` says.
 
         Raises:
             RuntimeError: there has been no update.
-            ValueError: n is below 1.
+            ValueError: samples is below 1.
         """
-        if n is None:
+        if samples is None:
             return dict(next(self.draws(1, generator=generator)))
-        drawn = list(self.draws(n, generator=generator))
+        drawn = list(self.draws(samples, generator=generator))
         return {name: torch.stack([weights[name] for weights in drawn]) for name in drawn[0]}
 
-    def draws(self, n: int, *, generator: torch.Generator | None = None) -> Iterator[Weights]:
-        """Return `n` draws to be taken one at a time: shuffled passes over the members, the last one cut short.
+    def draws(self, samples: int, *, generator: torch.Generator | None = None) -> Iterator[Weights]:
+        """Return draws to be taken one at a time: shuffled passes over the members, the last one cut short.
 
-        So every member comes n / m times, rounded down or up, and each single draw is uniform over the m
+        So every member comes samples / m times, rounded down or up, and each single draw is uniform over the m
         members.
 
         Raises:
             RuntimeError: there has been no update.
-            ValueError: n is below 1.
+            ValueError: samples is below 1.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
         held = self._by_age()
-        device = "cpu" if generator is None else generator.device
-        passes = [torch.randperm(len(held), generator=generator, device=device) for _ in range(-(-n // len(held)))]
-        return (clone_of(held[place]) for place in torch.cat(passes)[:n].tolist())
+        return (clone_of(held[place]) for place in shuffled(len(held), samples, generator))
 
     def _by_age(self) -> list[Slot]:
         self._need()

@@ -22,12 +22,14 @@ import torch
 from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal
 
+from .arithmetic import density
 from .arithmetic.gaussian import Gaussian, draw, stream
-from .arithmetic.moments import second_moment, term, wide_zeros
+from .arithmetic.moments import first_nonfinite, term, wide_zeros
 from .arithmetic.philox import new_key
 from .averager.averager import Averager, Settings, Slot
-from .weights.named import Select, Weights, check_same, clone_of, parameters
-from .weights.shards import is_sharded
+from .averager.posteriors import check_draws
+from .weights.named import Select, Weights, clone_of, parameters
+from .weights.shards import is_sharded, local
 
 
 class SWAG(Averager):
@@ -97,161 +99,95 @@ class SWAG(Averager):
         self._need()
         return clone_of(self._slots["mean"])
 
-    # The posterior.
+    # The posterior; `tempered` has the same verbs at another scale.
 
-    @torch.no_grad()
-    def variance(self, scale: float = 1.0) -> dict[str, Tensor]:
+    def tempered(self, scale: float, *, block: bool = False) -> Tempered:
+        """Return this posterior with its covariance multiplied by `scale`, for `predict`, `Mixture` and the like.
+
+        The view follows later updates.
+
+        Args:
+            block: draw the low-rank coefficients anew for each tensor. Covariances between tensors vanish, all others
+                stay; as some implementations do it.
+
+        Raises:
+            ValueError: the scale is negative or not finite.
+        """
+        return Tempered(self, scale, block)
+
+    def variance(self) -> dict[str, Tensor]:
         """Return the marginal variance of each weight under the posterior: the diagonal of its covariance.
 
         Raises:
             RuntimeError: there has been no update.
         """
-        factor = self._factor(scale)
-        result = {}
-        for name, v in self._diagonal().items():
-            columns = self._columns(name)
-            if columns is not None:
-                v = second_moment(v, columns, [1 / (len(columns) - 1)] * len(columns))
-            result[name] = v.mul_(factor)
-        return result
+        return self.tempered(1.0).variance()
 
-    @torch.no_grad()
-    def sample(
-        self,
-        n: int | None = None,
-        *,
-        scale: float = 1.0,
-        block: bool = False,
-        out: Weights | None = None,
-        generator: torch.Generator | None = None,
-    ) -> dict[str, Tensor]:
-        """Draw weights, in float32 or wider; with `n` every tensor gains a leading axis of `n` draws.
+    def sample(self, samples: int | None = None, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Draw weights, in float32 or wider; with `samples` every tensor gains a leading axis of so many draws.
 
-        The deviations are read once whatever `n` is. A draw depends on the generator's state, the names and the
-        statistics, not on chunks, threads, shards or devices (`lowland.arithmetic.philox`). Beside the result 16 MB
+        The deviations are read once whatever their number is. A draw depends on the generator's state, the names and
+        the statistics, not on chunks, threads, shards or devices (`lowland.arithmetic.philox`). Beside the result 16 MB
         are held.
 
         Args:
-            n: how many draws; None gives one without the axis.
-            scale: multiplies the covariance.
-            block: draw the low-rank coefficients anew for each tensor. Covariances between tensors vanish, all others
-                stay; as some implementations do it.
-            out: where to write instead of new tensors, by name: shaped like the result, of any floating dtype.
+            samples: how many draws; None gives one without the axis.
             generator: where the key of the draws comes from; the same generator state gives the same draw. Shards of
                 one model are drawn together when every rank gives a generator in the same state.
 
         Raises:
             RuntimeError: there has been no update.
-            ValueError: n < 1 or scale < 0, `out` does not fit, or the weights are sharded and there is no generator.
+            ValueError: samples < 1, a draw is not finite, or the weights are sharded and there is no generator.
         """
-        gaussian, key = self._gaussian(scale, block), self._key(n, generator)
-        if n is not None:
-            return draw(gaussian, key, range(n), out)
-        rows = None if out is None else {name: tensor.unsqueeze(0) for name, tensor in out.items()}
-        made = draw(gaussian, key, range(1), rows)
-        return {name: made[name][0] if out is None else out[name] for name in made}
+        return self.tempered(1.0).sample(samples, generator=generator)
 
-    @torch.no_grad()
-    def draws(
-        self,
-        n: int,
-        *,
-        scale: float = 1.0,
-        block: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> Iterator[dict[str, Tensor]]:
-        """Return an iterator over the `n` draws of `sample(n)`, one at a time, bit for bit.
+    def draws(self, samples: int, *, generator: torch.Generator | None = None) -> Iterator[dict[str, Tensor]]:
+        """Return an iterator over the draws of `sample(samples)`, one at a time, bit for bit.
 
         They are made in groups of at most 64 MB, or one by one, of the posterior as it is then. Draws of a group share
         memory, so one that is kept may keep 64 MB.
 
         Raises:
             RuntimeError: there has been no update.
-            ValueError: n < 1 or scale < 0, or the weights are sharded and there is no generator.
+            ValueError: as `sample`.
         """
-        gaussian, key = self._gaussian(scale, block), self._key(n, generator)
-        return stream(gaussian, key, n)
+        return self.tempered(1.0).draws(samples, generator=generator)
 
-    def tempered(self, scale: float, *, block: bool = False) -> ScaledSWAG:
-        """Return this posterior with its covariance multiplied by `scale`, for `predict` and the like.
-
-        The view follows later updates.
-        """
-        self._factor(scale)
-        return ScaledSWAG(self, scale, block)
-
-    @torch.no_grad()
-    def log_prob(self, weights: Weights, scale: float = 1.0) -> float:
-        """Return the log-density of `weights` in nats, by Woodbury's identity in float64: O(k^2 d), no d x d matrix.
+    def draws_into(self, rows: Weights, *, generator: torch.Generator | None = None) -> None:
+        """Write the draws of `sample(samples)` into the rows of tensors (samples, *shape) of any floating dtype.
 
         Raises:
-            ValueError: names or shapes differ, scale is not positive, or a weight's variance is zero (the Gaussian has
-                no density: leave tensors that never move out by `select=trainable`).
+            RuntimeError: there has been no update.
+            ValueError: as `sample`, or a tensor is missing or does not fit.
         """
-        self._need()
-        check_same(self._slots["mean"], weights, what="log_prob")
-        factor = self._factor(scale)
-        if factor == 0:
-            raise ValueError("scale=0 is a single point and has no density: pass a positive scale")
-        held = self._held()
-        gram, projection = torch.eye(held, dtype=torch.float64), torch.zeros(held, dtype=torch.float64)
-        total, size = 0.0, 0
-        for name, v in self._diagonal().items():
-            variance = v.double().flatten().cpu() * factor  # (p,)
-            if not bool((variance > 0).all()):
-                raise ValueError(
-                    f"{name} holds a weight whose variance is zero, so the Gaussian has no density: "
-                    "leave tensors that never move out with select="
-                )
-            residual = weights[name].double().flatten().cpu() - self._slots["mean"][name].double().flatten().cpu()
-            total += float((residual.square() / variance + variance.log()).sum())
-            size += residual.numel()
-            columns = self._columns(name)
-            if columns is not None:
-                u = columns.double().reshape(held, -1).cpu() * math.sqrt(factor / (held - 1))  # (k, p)
-                gram += (u / variance) @ u.T
-                projection += (u / variance) @ residual
-        root = torch.linalg.cholesky(gram)
-        solved = torch.linalg.solve_triangular(root, projection[:, None], upper=False)
-        total += 2 * float(root.diagonal().log().sum()) - float(solved.square().sum())
-        return -0.5 * (total + size * math.log(2 * math.pi))
+        self.tempered(1.0).draws_into(rows, generator=generator)
 
-    @torch.no_grad()
-    def distribution(self, scale: float = 1.0) -> LowRankMultivariateNormal:
+    def log_prob(self, weights: Weights) -> float:
+        """Return the log-density of `weights` in nats, in float64: O(k^2 d), no d x d matrix.
+
+        Raises:
+            ValueError: names or shapes differ, or a weight's variance is zero (the Gaussian has no density: leave
+                tensors that never move out by `select=trainable`).
+        """
+        return self.tempered(1.0).log_prob(weights)
+
+    def distribution(self) -> LowRankMultivariateNormal:
         """Return the posterior over all weights as one flat vector, tensors in the order of their sorted names.
 
         For small models: it holds d (k + 2) numbers more.
 
         Raises:
             RuntimeError: there has been no update.
-            ValueError: a variance is zero or scale is not positive.
+            ValueError: a variance is zero.
         """
-        self._need()
-        factor, held = self._factor(scale), self._held()
-        diagonal = self._diagonal()
-        names = sorted(diagonal)
-        mean = torch.cat([self._slots["mean"][name].flatten() for name in names])
-        columns = [self._columns(name) for name in names]
-        factors = torch.zeros(len(mean), 1, dtype=mean.dtype, device=mean.device)
-        if held > 1:
-            flat = [c.to(mean.dtype).reshape(held, -1) for c in columns if c is not None]
-            factors = torch.cat(flat, dim=1).T * math.sqrt(factor / (held - 1))  # (d, k)
-        variance = torch.cat([diagonal[name].flatten() for name in names]) * factor
-        if not bool((variance > 0).all()):
-            raise ValueError("a weight's variance is zero: leave tensors that never move out with select=")
-        return LowRankMultivariateNormal(mean, factors, variance)
+        return self.tempered(1.0).distribution()
 
     # Private helpers.
 
-    def _factor(self, scale: float) -> float:
-        """What multiplies diag(v) and D D^T / (k - 1)."""
-        if not scale >= 0 or math.isinf(scale):
-            raise ValueError(f"scale multiplies the covariance and must be finite and >= 0, got {scale}")
-        return scale / 2 if self.rank else scale
-
     def _gaussian(self, scale: float, block: bool) -> Gaussian:
         self._need()
-        factor, held = self._factor(scale), self._held()
+        held = self._held()
+        factor = scale / 2 if self.rank else scale  # multiplies diag(v) and D D^T / (k - 1)
         return Gaussian(
             mean=self._slots["mean"],
             base=self._base(),
@@ -262,24 +198,9 @@ class SWAG(Averager):
             block=block,
         )
 
-    def _key(self, n: int | None, generator: torch.Generator | None) -> int:
-        if n is not None and n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
-        if generator is None and any(is_sharded(mean) for mean in self._slots["mean"].values()):
-            raise ValueError(
-                "the weights are sharded, and ranks with different random states would draw different weights: "
-                "pass generator=torch.Generator().manual_seed(seed) with the same seed on every rank"
-            )
-        return new_key(generator)
-
     def _held(self) -> int:
         held = min(self.count, self.rank)
         return held if held > 1 else 0
-
-    def _columns(self, name: str) -> Tensor | None:
-        """The (k, *shape) deviations of one tensor, or None while there are fewer than two."""
-        held = self._held()
-        return self._slots["deviations"][name][:held] if held else None
 
     def _lazy(self) -> bool:
         """Whether the second moment of the deviations held is formed from them when it is asked for."""
@@ -298,34 +219,92 @@ class SWAG(Averager):
         # The latest iterate i <= count with (i - 1) % rank == place.
         return tuple(term(self.count - (self.count - 1 - place) % self.rank) for place in places)
 
-    def _diagonal(self) -> Slot:
-        """v, the variance of the iterates around their mean."""
-        self._need()
-        ring, terms = self._slots.get("deviations"), self._terms()
-        return {
-            name: second_moment(base, None if ring is None else ring[name], terms).div_(self.count)
-            for name, base in self._base().items()
-        }
-
 
 @dataclass(frozen=True)
-class ScaledSWAG:
-    """A SWAG whose draws use another `scale` or independent blocks; made by `SWAG.tempered`."""
+class Tempered:
+    """A SWAG with its covariance multiplied by `scale`, or with independent blocks; made by `SWAG.tempered`.
+
+    >>> swag = SWAG(rank=0)
+    >>> for w in (1.0, 3.0):
+    ...     swag.update({"w": torch.tensor([w])})
+    >>> swag.tempered(4.0).variance()["w"], swag.tempered(0.0).sample()["w"]
+    (tensor([4.]), tensor([2.]))
+    """
 
     swag: SWAG
     scale: float
     block: bool = False
 
+    def __post_init__(self) -> None:
+        number = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
+        if not number or not self.scale >= 0 or math.isinf(self.scale):
+            raise ValueError(f"scale multiplies the covariance and must be finite and >= 0, got {self.scale!r}")
+
     def mean(self) -> dict[str, Tensor]:
         """Return the mean of the posterior: the scale leaves it alone."""
         return self.swag.mean()
 
-    def sample(
-        self, n: int | None = None, *, out: Weights | None = None, generator: torch.Generator | None = None
-    ) -> dict[str, Tensor]:
-        """Draw as `SWAG.sample` does, at this scale."""
-        return self.swag.sample(n, scale=self.scale, block=self.block, out=out, generator=generator)
+    def variance(self) -> dict[str, Tensor]:
+        """Return the marginal variances, as `SWAG.variance` does."""
+        return density.variance(self._gaussian())
 
-    def draws(self, n: int, *, generator: torch.Generator | None = None) -> Iterator[dict[str, Tensor]]:
-        """Yield `n` draws as `SWAG.draws` does, at this scale."""
-        return self.swag.draws(n, scale=self.scale, block=self.block, generator=generator)
+    @torch.no_grad()
+    def sample(self, samples: int | None = None, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Draw as `SWAG.sample` does."""
+        gaussian, key = self._gaussian(), self._key(samples, generator)
+        made = draw(gaussian, key, range(1 if samples is None else samples))
+        _check_finite(gaussian, made)
+        return made if samples is not None else {name: tensor[0] for name, tensor in made.items()}
+
+    def draws(self, samples: int, *, generator: torch.Generator | None = None) -> Iterator[dict[str, Tensor]]:
+        """Return an iterator over draws, as `SWAG.draws` does."""
+        gaussian, key = self._gaussian(), self._key(samples, generator)
+        return _finite(gaussian, stream(gaussian, key, samples))
+
+    @torch.no_grad()
+    def draws_into(self, rows: Weights, *, generator: torch.Generator | None = None) -> None:
+        """Write draws into rows, as `SWAG.draws_into` does."""
+        gaussian, samples = self._gaussian(), len(next(iter(rows.values()), ()))
+        _check_finite(gaussian, draw(gaussian, self._key(samples, generator), range(samples), rows))
+
+    def log_prob(self, weights: Weights) -> float:
+        """Return the log-density of `weights`, as `SWAG.log_prob` does."""
+        return density.log_prob(self._with_density(), weights)
+
+    def distribution(self) -> LowRankMultivariateNormal:
+        """Return the flat distribution, as `SWAG.distribution` does."""
+        return density.distribution(self._with_density())
+
+    def _gaussian(self) -> Gaussian:
+        return self.swag._gaussian(self.scale, self.block)
+
+    def _with_density(self) -> Gaussian:
+        if self.scale == 0:
+            raise ValueError("scale=0 is a single point and has no density: pass a positive scale")
+        return self._gaussian()
+
+    def _key(self, samples: int | None, generator: torch.Generator | None) -> int:
+        check_draws(samples, generator)
+        if generator is None and any(is_sharded(mean) for mean in self.swag._slots["mean"].values()):
+            raise ValueError(
+                "the weights are sharded, and ranks with different random states would draw different weights: "
+                "pass generator=torch.Generator().manual_seed(seed) with the same seed on every rank"
+            )
+        return new_key(generator)
+
+
+def _finite(gaussian: Gaussian, made: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    for number, weights in enumerate(made):
+        if number == 0:
+            _check_finite(gaussian, {name: tensor.unsqueeze(0) for name, tensor in weights.items()})
+        yield weights
+
+
+def _check_finite(gaussian: Gaussian, made: Weights) -> None:
+    """Refuse draws that are not finite. A variance that overflows shows in each, so that one is looked at."""
+    name = first_nonfinite({name: local(tensor)[:1] for name, tensor in made.items()})
+    if name is not None:
+        raise ValueError(
+            f"draws of {name} are not finite: its variance overflows {gaussian.mean[name].dtype}, as after one update "
+            "with very large weights. Collect anew without it, or lower the scale"
+        )

@@ -114,7 +114,7 @@ def test_points_are_refreshed_exactly() -> None:
 
 def test_a_posterior_without_a_mean_is_refused() -> None:
     class Odd:
-        def sample(self, n: int | None = None, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        def sample(self, samples: int | None = None, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
             return {"0.weight": torch.zeros(1)}
 
     with pytest.raises(ValueError, match=r'Odd has no mean\(\) to refresh BatchNorm from: pass bn="exact"'):

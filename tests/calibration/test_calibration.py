@@ -291,7 +291,10 @@ def test_temperature_agrees_with_lbfgs_and_with_a_grid() -> None:
 def test_temperature_keeps_its_bounds_and_zeros() -> None:
     assert c.fit_temperature([[0.9, 0.1], [0.2, 0.8]], [0, 1]) == 0.01  # all right: the sharper the better
     assert c.fit_temperature([[0.9, 0.1], [0.2, 0.8]], [1, 0]) == 100.0  # all wrong
-    assert c.fit_temperature([[0.5, 0.5], [0.5, 0.5]], [1, 0]) == 100.0  # nothing to scale
+    third = torch.full((4, 3), 1 / 3)
+    for uniform in ([[0.5, 0.5], [0.5, 0.5]], third, third.double(), torch.softmax(torch.full((4, 5), 7.0), 1)):
+        assert c.fit_temperature(uniform, [0] * len(uniform)) == 1.0  # nothing to scale
+    assert c.fit_temperature([[0.5, 0.5], [0.9, 0.1], [0.9, 0.1], [0.9, 0.1]], [1, 0, 0, 1]) == pytest.approx(3.169925)
     t = c.fit_temperature([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]], [0, 0, 1])  # log 1e12 / log 2
     assert t == pytest.approx(math.log(1e12) / math.log(2), rel=1e-9)
 

@@ -144,7 +144,7 @@ def test_what_cannot_be_drawn(tmp_path: Path) -> None:
     shaped = single(tmp_path / "shaped", {**weights_at(0), "layer.bias": torch.ones(3).half()})
     with pytest.raises(ValueError, match=r"layer.bias \(33,\) instead of \(3,\)"):
         sample(tmp_path / "p.safetensors", shaped, 1, tmp_path / "out")
-    with pytest.raises(ValueError, match="n must be at least 1"):
+    with pytest.raises(ValueError, match="samples must be a whole number of at least 1"):
         sample(tmp_path / "p.safetensors", like, 0, tmp_path / "out")
     with pytest.raises(OSError, match="is there already"):
         sample(tmp_path / "p.safetensors", like, 1, like)

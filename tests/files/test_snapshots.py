@@ -148,7 +148,7 @@ def test_what_is_refused_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=said):
             ensemble.update(weights, step)
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
-    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="samples must be a whole number of at least 1, got 0"):
         ensemble.draws(0)
     for k in (0, True, 2.0):
         with pytest.raises(ValueError, match="k must be a whole number of at least 1, or None"):

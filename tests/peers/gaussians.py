@@ -29,7 +29,7 @@ def _() -> list[Row]:
         swag = SWAG(rank=rank)
         for model in iterates():
             swag.update(model)
-        drawn = swag.sample(DRAWS, block=block, generator=torch.Generator().manual_seed(0))
+        drawn = swag.tempered(1.0, block=block).sample(DRAWS, generator=torch.Generator().manual_seed(0))
         pairs = torch.stack([tensor.flatten() for tensor in drawn.values()], dim=1)
         rows.append({"setting": setting, **moments(pairs), "causes": [], "block": block})
     return rows

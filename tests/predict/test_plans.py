@@ -821,7 +821,7 @@ def test_measuring_leaves_the_generator_alone(eager: None) -> None:
     model = mlp()
 
     class Gauss:
-        def sample(self, n: int | None = None, *, generator: torch.Generator | None = None) -> Weights:
+        def sample(self, samples: int | None = None, *, generator: torch.Generator | None = None) -> Weights:
             return {k: v + 0.1 * torch.randn(v.shape, generator=generator) for k, v in weights_of(model).items()}
 
     states = []
@@ -849,11 +849,11 @@ def test_draws_that_name_other_tensors_stand_alone(eager: None) -> None:
     members = [*points(model, 10), *points(model, 2, only="5.")]
 
     class Odd:
-        def sample(self, n: int | None = None, *, generator: torch.Generator | None = None) -> Weights:
+        def sample(self, samples: int | None = None, *, generator: torch.Generator | None = None) -> Weights:
             return members[0]
 
-        def draws(self, n: int, *, generator: torch.Generator | None = None) -> Iterator[Weights]:
-            yield from members[:n]
+        def draws(self, samples: int, *, generator: torch.Generator | None = None) -> Iterator[Weights]:
+            yield from members[:samples]
 
     wanted = predict(model, Odd(), rows(), samples=12, plan="copy")
     for plan in ("auto", "loop", "prefix"):

@@ -49,7 +49,7 @@ class Gauss:
         self.refs: list[weakref.ref[Tensor]] = []
         self.alive: list[int] = []
 
-    def sample(self, n: int | None = None, *, generator: torch.Generator | None = None) -> Weights:
+    def sample(self, samples: int | None = None, *, generator: torch.Generator | None = None) -> Weights:
         self.alive.append(sum(ref() is not None for ref in self.refs))
         draw = {
             name: tensor + self.scale * torch.randn(tensor.shape, generator=generator)

@@ -49,7 +49,7 @@ def test_folded_adapters_equal_peft(kind: str) -> None:
 
     for seed in (1, 2):  # the second draw starts from W_0 again
         weights = shaken(classifier, seed)
-        copy_to(weights, classifier.model)
+        copy_to(classifier.model, weights)
         classifier.write(weights)
         expected = class_probabilities(classifier.model.eval(), tokens, 4)
         assert torch.allclose(class_probabilities(classifier.merged, tokens, 4), expected, atol=1e-5)
@@ -77,7 +77,7 @@ def test_cached_lower_layers_equal_the_whole_forward(kind: str) -> None:
     assert torch.allclose(class_probabilities(quick.merged, cached, 9), expected, atol=1e-5)
     from lowland import copy_to
 
-    copy_to(weights, quick.model)
+    copy_to(quick.model, weights)
     assert torch.allclose(class_probabilities(quick.model.eval(), cached, 4), expected, atol=1e-5)
 
 

@@ -60,7 +60,7 @@ def test_a_parameter_beside_a_child_is_paired_by_name() -> None:
     model, other = Sibling(), Sibling()
     with torch.no_grad():
         model.fc.weight.fill_(1.0)
-    copy_to(weights_of(model), other)
+    copy_to(other, weights_of(model))
     assert other.token.unique().tolist() == [5.0]
     assert other.fc.weight.unique().tolist() == [1.0]
 
@@ -92,15 +92,15 @@ def test_copy_to_writes_all_or_nothing() -> None:
     before = clone_of(model.state_dict())
     bad = {"token": torch.zeros(4), "stranger": torch.zeros(1)}
     with pytest.raises(ValueError, match=r"Small has no tensor named \['stranger'\].*pass weights of this"):
-        copy_to(bad, model)
+        copy_to(model, bad)
     with pytest.raises(ValueError, match=r"other shapes: \['token \(3,\) instead of \(4,\)'\]"):
-        copy_to({"embed.weight": torch.zeros(4, 4), "token": torch.zeros(3)}, model)
+        copy_to(model, {"embed.weight": torch.zeros(4, 4), "token": torch.zeros(3)})
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     pointer = model.token.data_ptr()
-    copy_to({"token": torch.ones(4, dtype=torch.float64)}, model)
+    copy_to(model, {"token": torch.ones(4, dtype=torch.float64)})
     assert model.token.dtype == torch.float32 and model.token.data_ptr() == pointer
     # Both names of a tied tensor may be given, as a state dict holds them.
-    copy_to({"embed.weight": torch.ones(4, 4), "head.weight": torch.ones(4, 4)}, model)
+    copy_to(model, {"embed.weight": torch.ones(4, 4), "head.weight": torch.ones(4, 4)})
     assert model.head.weight is model.embed.weight
 
 

@@ -15,8 +15,8 @@ from .averager import Averager
 class Posterior(Protocol):
     """Anything that weights can be drawn from."""
 
-    def sample(self, n: int | None = None, *, generator: torch.Generator | None = None) -> Weights:
-        """Draw weights; with `n` every tensor gains a leading axis of `n` draws."""
+    def sample(self, samples: int | None = None, *, generator: torch.Generator | None = None) -> Weights:
+        """Draw weights; with `samples` every tensor gains a leading axis of so many draws."""
 
 
 @runtime_checkable
@@ -31,8 +31,8 @@ class Finite(Protocol):
 class Streamed(Protocol):
     """A posterior that plans several draws together, such as a mixture that gives each member its share."""
 
-    def draws(self, n: int, *, generator: torch.Generator | None = None) -> Iterator[Weights]:
-        """Yield `n` draws one at a time."""
+    def draws(self, samples: int, *, generator: torch.Generator | None = None) -> Iterator[Weights]:
+        """Yield so many draws one at a time."""
 
 
 @runtime_checkable
@@ -69,6 +69,44 @@ def members_of(posterior: Drawable) -> Sequence[Weights] | None:
     )
 
 
+def check_draws(samples: object, generator: object) -> None:
+    """Refuse what is no number of draws (or None), and what is no generator of torch (or None).
+
+    Raises:
+        ValueError: as said.
+
+    >>> check_draws(0, None)
+    Traceback (most recent call last):
+    ...
+    ValueError: samples must be a whole number of at least 1, got 0
+    """
+    if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
+        raise ValueError(f"samples must be a whole number of at least 1, got {samples!r}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"generator must be a torch.Generator, got {type(generator).__name__}: "
+            "pass torch.Generator().manual_seed(seed)"
+        )
+
+
+def shuffled(count: int, samples: int, generator: torch.Generator | None) -> list[int]:
+    """Return `samples` of `count` places: shuffled passes over all of them, the last one cut short.
+
+    So every place comes samples / count times, rounded down or up, and each single draw is uniform.
+
+    Raises:
+        ValueError: `samples` is no number of draws.
+
+    >>> sorted(shuffled(2, 4, torch.Generator().manual_seed(0)))
+    [0, 0, 1, 1]
+    """
+    check_draws(samples, generator)
+    device = "cpu" if generator is None else generator.device
+    passes = [torch.randperm(count, generator=generator, device=device) for _ in range(-(-samples // count))]
+    places: list[int] = torch.cat(passes)[:samples].tolist()
+    return places
+
+
 def draws(posterior: Drawable, samples: int | None, generator: torch.Generator | None = None) -> Iterator[Weights]:
     """Yield weights one draw at a time, so that memory does not grow with their number.
 
@@ -80,8 +118,7 @@ def draws(posterior: Drawable, samples: int | None, generator: torch.Generator |
     >>> [w["w"].item() for w in draws({"w": torch.ones(1)}, None)]
     [1.0]
     """
-    if samples is not None and samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}")
+    check_draws(samples, generator)
     if isinstance(posterior, Streamed) and samples is not None:
         yield from posterior.draws(samples, generator=generator)
         return

@@ -12,13 +12,16 @@ from torch import Tensor
 
 from .probabilities import FLOOR, Array, checked, checked_probs
 
+FLAT = 1e-6  # nats between a row's largest and smallest: less is rounding, and every temperature gives the same
+
 
 def fit_temperature(probs: Array, labels: Array) -> float:
     """The T > 0 that minimises `nll(temper(probs, T), labels)`; fit it on validation data.
 
     The loss is convex in 1/T, so its derivative is followed to its only zero by Newton steps, bisected where
     a step leaves the bracket, to float64 precision. T is kept within [0.01, 100]: the ends are returned when
-    every prediction is right (the sharper the better) or when the probabilities are no better than chance.
+    every prediction is right (the sharper the better) or when the probabilities are no better than chance. Uniform
+    probabilities, which no temperature changes, give 1.
 
     >>> probs = torch.tensor([[0.9, 0.1]] * 3)                       # says 90 %, is right 2 times of 3
     >>> round(fit_temperature(probs, [0, 0, 1]), 6)                  # log 9 / log 2
@@ -26,6 +29,8 @@ def fit_temperature(probs: Array, labels: Array) -> float:
     """
     p, y = checked(probs, labels)
     z = p.clamp_min(FLOOR).log()
+    if bool((z.amax(1) - z.amin(1) <= FLAT).all()):
+        return 1.0
     target = z.gather(1, y[:, None]).mean()
     low, high = 0.01, 100.0  # of 1/T
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..averager.averager import KINDS
-from ..averager.posteriors import Posterior, draws
+from ..averager.posteriors import Posterior, check_draws, draws
 from ..files.state import load
 from ..weights.named import Weights, bare_name, check_same
 from .average import beside, room_for, tied_names
@@ -33,19 +33,19 @@ View = Callable[[Any], Posterior]
 def sample(
     posterior: str | Path,
     like: str | Path | Checkpoint,
-    n: int,
+    samples: int,
     out: str | Path,
     *,
     seed: int = 0,
     view: View | None = None,
     report: Report | None = None,
 ) -> list[Path]:
-    """Draw `n` times from a saved posterior and write each draw as a checkpoint: `out/sample-0`, `out/sample-1`, ...
+    """Draw from a saved posterior and write each draw as a checkpoint: `out/sample-0`, `out/sample-1`, ...
 
     A checkpoint has the files, names and types of `like`, whose tensors that the posterior does not hold are copied.
-    Draws are those of `lowland.load(posterior).sample(n, generator=torch.Generator().manual_seed(seed))`. The state of
-    one averager is read tensor by tensor: memory is that of the largest tensor's state and its draws. A mixture is
-    loaded whole.
+    Draws are those of `lowland.load(posterior).sample(samples, generator=torch.Generator().manual_seed(seed))`.
+    The state of one averager is read tensor by tensor: memory is that of the largest tensor's state and its draws. A
+    mixture is loaded whole.
 
     Args:
         like: a checkpoint or adapter of the same architecture. The names that PEFT gives a live model's adapter are
@@ -56,8 +56,7 @@ def sample(
         ValueError: the posterior cannot be drawn from, or a tensor of it is not in `like` or has another shape there.
         OSError: the output is there already, or the disk has no room.
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    check_draws(samples, None)
     target = Path(out)
     check_target(target)
     first = like if isinstance(like, Checkpoint) else open_checkpoint(like)
@@ -66,7 +65,7 @@ def sample(
     named = _named(held, first, source)
     shards = first.shards
     size = sum(stored.nbytes for stored in first.tensors.values())
-    check_room(target.parent, n * size)
+    check_room(target.parent, samples * size)
     report = report or (lambda _: None)
     settings = {
         "method": {"name": "sample", "posterior": str(source), "seed": seed, "header": held.header},
@@ -75,19 +74,19 @@ def sample(
     with _staged(target) as folder, ExitStack() as stack:
         made = [
             stack.enter_context(Assembly(folder / f"sample-{number}", {**settings, "draw": number}))
-            for number in range(n)
+            for number in range(samples)
         ]
         places = [room_for(assembly, first, shards, None, tied_names([first]))[0] for assembly in made]
         covered = {own for names in named.values() for own in names}
         with torch.no_grad():
-            for number, weights in held.drawn(source, n, seed, view):
+            for number, weights in held.drawn(source, samples, seed, view):
                 for name, tensor in weights.items():
                     for own in named[name]:
                         _put(places[number]["", own], tensor, report)
             _copy(first, [name for name in first.tensors if name not in covered], places, report)
         for assembly, own_places in zip(made, places, strict=True):
             assembly.finish(partial(beside, first=first, shards=shards, places=own_places, settings=settings))
-    return [target / f"sample-{number}" for number in range(n)]
+    return [target / f"sample-{number}" for number in range(samples)]
 
 
 @contextmanager
@@ -129,12 +128,12 @@ class _Held:
             ) from None
         return cls(header, shapes)
 
-    def drawn(self, path: Path, n: int, seed: int, view: View | None) -> Iterator[tuple[int, Weights]]:
+    def drawn(self, path: Path, samples: int, seed: int, view: View | None) -> Iterator[tuple[int, Weights]]:
         """Yield parts of the draws and the number of the draw that each belongs to."""
         if self.header["class"] not in KINDS:
             loaded = load(path)
             generator = torch.Generator().manual_seed(seed)
-            yield from enumerate(draws(loaded if view is None else view(loaded), n, generator))
+            yield from enumerate(draws(loaded if view is None else view(loaded), samples, generator))
             return
         with safe_open(path, framework="pt") as file:
             for names in _together(self.header["names"]):
@@ -151,8 +150,8 @@ class _Held:
                         "posterior with `lowland posterior`"
                     )
                 # The key of the counter-based stream is drawn first: the same for every tensor.
-                drawn = source.sample(n, generator=torch.Generator().manual_seed(seed))
-                for number in range(n):
+                drawn = source.sample(samples, generator=torch.Generator().manual_seed(seed))
+                for number in range(samples):
                     yield number, {name: tensor[number] for name, tensor in drawn.items()}
 
 

@@ -148,7 +148,7 @@ def sample(
     posterior: Annotated[Path, typer.Argument(help="What `lowland posterior` or lowland.save wrote.")],
     like: Annotated[Path, typer.Option(help="A checkpoint or adapter whose layout and other tensors the draws take.")],
     out: Annotated[Path, typer.Option("--out", help="A folder for sample-0, sample-1, ...")],
-    n: Annotated[int, typer.Option("-n", "--number", help="How many draws.")] = 1,
+    n: Annotated[int, typer.Option("-n", "--samples", help="How many draws.")] = 1,
     seed: Annotated[int, typer.Option(help="The same seed, the same draws.")] = 0,
     scale: Annotated[float | None, typer.Option(help="Multiplies the covariance \\[default: 1, the paper's].")] = None,
     as_json: screen.Json = False,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arithmetic.moments import first_nonfinite, lerp_, wide_zeros
+from ..averager.posteriors import shuffled
 from ..weights.named import Select, Weights, check_same, floating, selected
 from .state import load, save
 
@@ -129,31 +130,27 @@ class SnapshotFiles:
         return mean
 
     @torch.no_grad()
-    def sample(self, n: int | None = None, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Draw members uniformly; with `n` every tensor gains a leading axis of `n` draws, made as `draws` says.
+    def sample(self, samples: int | None = None, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Draw members uniformly; with `samples` tensors gain a leading axis of so many draws, made as `draws` says.
 
         Raises:
             RuntimeError: there is no member.
-            ValueError: n is below 1.
+            ValueError: samples is below 1.
         """
-        if n is None:
+        if samples is None:
             return dict(next(self.draws(1, generator=generator)))
-        drawn = list(self.draws(n, generator=generator))
+        drawn = list(self.draws(samples, generator=generator))
         return {name: torch.stack([weights[name] for weights in drawn]) for name in drawn[0]}
 
-    def draws(self, n: int, *, generator: torch.Generator | None = None) -> Iterator[Weights]:
-        """Return `n` draws to be taken one at a time: shuffled passes over the members, the last one cut short.
+    def draws(self, samples: int, *, generator: torch.Generator | None = None) -> Iterator[Weights]:
+        """Return draws to be taken one at a time: shuffled passes over the members, the last one cut short.
 
         Raises:
             RuntimeError: there is no member.
-            ValueError: n is below 1.
+            ValueError: samples is below 1.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
         held = self.members()
-        device = "cpu" if generator is None else generator.device
-        passes = [torch.randperm(len(held), generator=generator, device=device) for _ in range(-(-n // len(held)))]
-        return (held[place] for place in torch.cat(passes)[:n].tolist())
+        return (held[place] for place in shuffled(len(held), samples, generator))
 
     def __repr__(self) -> str:
         return f"SnapshotFiles({str(self.folder)!r}, k={self.k}) of {self.count} members"

@@ -128,7 +128,7 @@ class AveragingCallback(Callback):
         """Leave the average in the module, if asked to."""
         if self.load_averaged and self.averager.count:
             buffers = self._refreshed(pl_module)
-            copy_to({**self.averager.mean(), **buffers}, pl_module)
+            copy_to(pl_module, {**self.averager.mean(), **buffers})
 
     # Evaluating.
 

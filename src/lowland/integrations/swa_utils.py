@@ -161,6 +161,6 @@ def to_averaged_model(averager: Averager, model: nn.Module, **given: Any) -> Ave
         elif not isinstance(averager, SWA):
             raise ValueError(f"torch has no counterpart of {averager!r}: say how it goes on with avg_fn=")
     averaged = AveragedModel(model, **given)
-    copy_to(averager.mean(), averaged.module)
+    copy_to(averaged.module, averager.mean())
     averaged.n_averaged.fill_(averager.count)
     return averaged

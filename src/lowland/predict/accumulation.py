@@ -79,7 +79,7 @@ def accumulate(
 
     >>> model = nn.Linear(1, 2, bias=False)
     >>> class Two:
-    ...     def sample(self, n=None, *, generator=None): ...
+    ...     def sample(self, samples=None, *, generator=None): ...
     ...     def members(self):
     ...         return [{"weight": torch.tensor([[w], [0.0]])} for w in (-1.0, 3.0)]
     >>> curves = accumulate(model, Two(), [torch.ones(4, 1)], [0] * 4, metrics={"accuracy": accuracy})

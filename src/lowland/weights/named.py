@@ -169,7 +169,7 @@ def _aliases(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def copy_to(weights: Weights, model: nn.Module) -> None:
+def copy_to(model: nn.Module, weights: Weights) -> None:
     """Write `weights` into the model's own tensors, in place, cast to their dtype and device.
 
     Tensors that `weights` does not name stay as they are. Nothing is written unless every name and shape fits.
@@ -180,7 +180,7 @@ def copy_to(weights: Weights, model: nn.Module) -> None:
         ValueError: the model has no such tensor, or its shape differs.
 
     >>> model = nn.Linear(1, 1, bias=False)
-    >>> copy_to({"weight": torch.tensor([[3.0]])}, model)
+    >>> copy_to(model, {"weight": torch.tensor([[3.0]])})
     >>> model.weight.item()
     3.0
     """
@@ -211,7 +211,7 @@ def applied(model: nn.Module, weights: Weights) -> Iterator[nn.Module]:
     with torch.no_grad():
         saved = [(tensor, tensor.clone()) for tensor in touched.values()]
     try:
-        copy_to(weights, model)
+        copy_to(model, weights)
         yield model
     finally:
         reshard(model.modules())  # a forward in the block may have left the root with whole copies of `weights`

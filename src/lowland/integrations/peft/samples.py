@@ -25,7 +25,7 @@ from .products import product_gap as product_gap
 def sample_adapters(
     posterior: Drawable,
     model: nn.Module,
-    n: int | None,
+    samples: int | None,
     folder: str | os.PathLike[str],
     *,
     generator: torch.Generator | None = None,
@@ -39,20 +39,20 @@ def sample_adapters(
 
     Args:
         model: the PEFT model that the posterior's names belong to; it is left as it was.
-        n: how many draws; None writes each member of a finite posterior once.
+        samples: how many draws; None writes each member of a finite posterior once.
         generator: where the randomness comes from, as for `sample`.
 
     Raises:
-        ValueError: n is below 1, or None for a posterior with infinitely many points; a drawn tensor is no part of the
-            adapter.
+        ValueError: samples is below 1, or None for a posterior with infinitely many points; a drawn tensor is no part
+            of the adapter.
         RuntimeError: the posterior has no weights yet.
         OSError: a `draw-i` exists and is no adapter folder.
     """
-    members = members_of(posterior) if n is None else None
+    members = members_of(posterior) if samples is None else None
     if members is not None and not members:
         raise RuntimeError(f"{type(posterior).__name__} has no weights yet: call update(model) first")
-    drawn = draws(posterior, n, generator) if members is None else iter(members)
-    last = (n or 1) - 1 if members is None else len(members) - 1
+    drawn = draws(posterior, samples, generator) if members is None else iter(members)
+    last = (samples or 1) - 1 if members is None else len(members) - 1
     width = len(str(last))
     target = Path(folder)
     return [write_adapter(model, target / f"draw-{index:0{width}d}", weights) for index, weights in enumerate(drawn)]

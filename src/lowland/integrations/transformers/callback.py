@@ -216,7 +216,7 @@ class AveragingCallback(TrainerCallback):
                 load_folder(self._model, folder)
                 self.holds = f"averaged weights of {folder}"
         elif wanted and self.averager.count:
-            copy_to(self.averager.mean(), self._model)
+            copy_to(self._model, self.averager.mean())
             if self.bn_batches is not None:
                 self._refresh(self._model)
             self.holds = f"averaged weights after {self.averager.count} updates"

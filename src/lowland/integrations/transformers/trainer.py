@@ -170,7 +170,7 @@ def load_folder(model: nn.Module, folder: Path) -> None:
     if is_peft(model):
         from ..peft.folders import read_adapter
 
-        copy_to(read_adapter(model, folder), model)
+        copy_to(model, read_adapter(model, folder))
         return
     from safetensors.torch import load_file
 

@@ -40,7 +40,7 @@ class Places:
         own = dict(_named(model))
         unknown = [name for name in like if name not in own]
         if unknown:
-            copy_to(like, model)  # raises, and says what the model has
+            copy_to(model, like)  # raises, and says what the model has
         self.tensors = {name: own[name] for name in like}
         check_same(self.tensors, like, what=f"writing into {type(model).__name__}")
         self.ids = {id(tensor) for tensor in self.tensors.values()}

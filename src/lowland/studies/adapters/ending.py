@@ -72,7 +72,7 @@ def write_run(
     write_histories(folder / "history.json", histories)
     for index, member in enumerate(members):
         for key in ("base", "swa"):
-            copy_to(member.weights(key), adapted.model)
+            copy_to(adapted.model, member.weights(key))
             save_adapter(adapted, folder / "adapters" / f"member-{index}" / key)
     return histories
 

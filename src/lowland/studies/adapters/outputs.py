@@ -47,7 +47,7 @@ def head_samples(posteriors: Sequence[SWAG], seeds: Sequence[int], scale: float,
     variance = torch.stack([head.variance()[tensor][-1] for head in heads]).mean(0)
     columns = sorted(variance.topk(2).indices.tolist())
     drawn = [
-        head.sample(POINTS, scale=scale, generator=stream(seed, "scatter"))[tensor][:, -1, columns]
+        head.tempered(scale).sample(POINTS, generator=stream(seed, "scatter"))[tensor][:, -1, columns]
         for head, seed in zip(heads, seeds, strict=True)
     ]
     return {

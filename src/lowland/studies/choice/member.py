@@ -95,7 +95,7 @@ class Member:
         self.shared.progress.begin(self._title("SWAG"), self._work(epochs))
         if not (self.folder / "swag.json").exists():
             model = self.shared.adapted.model
-            copy_to(load(self.folder / f"epoch-{self.best_epoch(settings.start)}.safetensors"), model)
+            copy_to(model, load(self.folder / f"epoch-{self.best_epoch(settings.start)}.safetensors"))
             every, unit = period(settings.every)
             first, last = study.training.learning_rate, settings.learning_rate
             down = round(settings.anneal * self._steps())
@@ -206,7 +206,7 @@ class Member:
     def _by_dropout(self, passes: int) -> Iterable[nn.Module]:
         """The base model with its dropout left on (Gal, Ghahramani 2016, arXiv 1506.02142)."""
         model = self.shared.adapted.model
-        copy_to(self.weights("base"), model)
+        copy_to(model, self.weights("base"))
         model.eval()
         dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p > 0]
         with own_randomness():

@@ -84,7 +84,7 @@ class Member:
         epochs = self.study.training.epochs - settings.start
         self.progress.begin(self._title("SWAG"), self._training_work(epochs))
         if not (self.folder / "swag.json").exists():
-            copy_to(load(self.folder / f"epoch-{settings.start}.safetensors"), self.classifier.model)
+            copy_to(self.classifier.model, load(self.folder / f"epoch-{settings.start}.safetensors"))
             every, unit = period(settings.every)
 
             def after_step(step: int) -> None:
