@@ -1,10 +1,11 @@
 """The cost of draws from a low-rank SWAG, ours and the peers', beside the limit of the memory.
 
 Timed is what a user calls: `swag.sample(n)`, the same into tensors that are there (`draws_into`), and the peers'
-`sample`, which makes one draw and writes it into a model (torch-uncertainty: into a new one). Rank 20, all columns held,
-tensors of real shapes: 1M (ResNet-20 of width 32), lora (192 small tensors), 25M (ResNet-50). All in interleaved rounds, the
-triad right before each. A ratio is of times a draw, the median over rounds. The limit of ours is what must move at the
-triad's speed: mean, second moment and columns once, each draw once. Peers have none, as they move far more.
+`sample`, which makes one draw and writes it into a model (torch-uncertainty: into a new one). Rank 20, all columns
+held, tensors of real shapes: 1M (ResNet-20 of width 32), lora (192 small tensors), 25M (ResNet-50). All in
+interleaved rounds, the triad right before each. A ratio is of times a draw, the median over rounds. The limit of ours
+is what must move at the triad's speed: mean, second moment and columns once, each draw once. Peers have none, as they
+move far more.
 
 Checked beside the speed: what a call holds beside its result, and that chunks, threads, shards and compiled or plain
 code give the same bits. `--large 1` adds 110M elements (BERT-base) at rank 10, in about 10 GB.

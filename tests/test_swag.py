@@ -173,8 +173,7 @@ def test_blocks_have_the_density_of_independent_tensors() -> None:
     [
         (2, (1.0, 1.1, 0.9, 1e20, 1.0, 1.1), 1.0),
         (0, (1.0, 1e20, 1.0), 1.0),
-        (3, (1.0, 2.0, 3.0), 1e300),
-        (0, (1.0, 2.0, 3.0), 1e39),
+        (0, (1.0, 2e3, 3.0), 1e38),
     ],
 )
 def test_draws_that_overflow_are_refused(rank: int, values: tuple[float, ...], scale: float) -> None:
@@ -234,9 +233,9 @@ def test_bad_arguments() -> None:
         swag.update({"steps": torch.tensor(3)})
     assert swag.count == 0
     swag = collected(3, walk(4))
-    for scale in (-1.0, math.nan, math.inf):
+    for scale in (-1.0, math.nan, math.inf, 1e300, True, "1"):
         with pytest.raises(ValueError, match="scale multiplies the covariance"):
-            swag.tempered(scale)
+            swag.tempered(scale)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="log_prob: tensors are named differently: missing"):
         swag.log_prob({"w": torch.ones(1)})
     with pytest.raises(ValueError, match="has no density"):

@@ -16,7 +16,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .averager.averager import Averager
 from .averager.posteriors import COMPOSITES, Drawable, Posterior, check_draws, draws, members_of
 from .weights.named import Weights, check_same, clone_of
 from .weights.shards import like, local
@@ -192,13 +191,16 @@ def _rows(form: Tensor, samples: int) -> Tensor:
 
 def _point(component: Drawable) -> Weights:
     """One point of the component, for its names and shapes; the only point of a plain average."""
-    points = None if isinstance(component, Averager) else members_of(component)
+    if isinstance(component, Mixture):
+        return component._forms
+    mean = _verb(component, "mean")
+    if mean is not None:
+        point: Weights = mean()
+        return point
+    points = members_of(component)
     if points is not None:
         return points[0]
-    if isinstance(component, Averager):
-        return component.mean()
-    if not isinstance(component, Posterior):
-        return dict(component)
+    assert isinstance(component, Posterior)  # as members_of has seen
     cards = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(cards):  # its shapes are wanted, not its place in the global stream
         return component.sample()

@@ -237,8 +237,8 @@ class Tempered:
 
     def __post_init__(self) -> None:
         number = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
-        if not number or not self.scale >= 0 or math.isinf(self.scale):
-            raise ValueError(f"scale multiplies the covariance and must be finite and >= 0, got {self.scale!r}")
+        if not number or not 0 <= self.scale <= torch.finfo(torch.float32).max:
+            raise ValueError(f"scale multiplies the covariance and must be a number from 0 to 3e38, got {self.scale!r}")
 
     def mean(self) -> dict[str, Tensor]:
         """Return the mean of the posterior: the scale leaves it alone."""

@@ -26,13 +26,29 @@ from .moments import second_moment
 
 
 @torch.no_grad()
+def diagonal(gaussian: Gaussian, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """Return the diagonal part v by name, (*shape), as new tensors.
+
+    >>> diagonal(Gaussian({"w": torch.zeros(2)}, {"w": torch.ones(2)}, diagonal=4.0))["w"]
+    tensor([4., 4.])
+    """
+    columns = gaussian.columns
+    return {
+        name: second_moment(gaussian.base[name], None if columns is None else columns[name], gaussian.terms).mul_(
+            gaussian.diagonal
+        )
+        for name in (gaussian.mean if names is None else names)
+    }
+
+
+@torch.no_grad()
 def variance(gaussian: Gaussian) -> dict[str, Tensor]:
     """Return the marginal variance of each weight by name, (*shape): the diagonal of the covariance.
 
     >>> variance(Gaussian({"w": torch.zeros(2)}, {"w": torch.ones(2)}, diagonal=4.0))["w"]
     tensor([4., 4.])
     """
-    result = _diagonal(gaussian)
+    result = diagonal(gaussian)
     for name, v in result.items():
         columns = _columns(gaussian, name)
         if columns is not None:
@@ -69,25 +85,25 @@ def distribution(gaussian: Gaussian) -> LowRankMultivariateNormal:
     >>> distribution(Gaussian({"w": torch.zeros(2)}, {"w": torch.ones(2)})).covariance_matrix.tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
-    diagonal, names = _diagonal(gaussian), sorted(gaussian.mean)
+    parts_of_v, names = diagonal(gaussian), sorted(gaussian.mean)
     for name in names:
-        _check_positive(name, diagonal[name])
+        _check_positive(name, parts_of_v[name])
     mean = torch.cat([gaussian.mean[name].flatten() for name in names])
     held = [_columns(gaussian, name) for name in names]
     parts = [c.to(mean.dtype).reshape(len(c), -1).T * gaussian.low_rank for c in held if c is not None]  # (p, k) each
     if not parts:
         factors = mean.new_zeros(len(mean), 1)
     else:
-        factors = torch.block_diag(*parts) if gaussian.block else torch.cat(parts)  # (d, k), or (d, k tensors)
-    return LowRankMultivariateNormal(mean, factors, torch.cat([diagonal[name].flatten() for name in names]))
+        # (d, k), or (d, k tensors)
+        factors = torch.block_diag(*parts) if gaussian.block else torch.cat(parts)  # type: ignore[no-untyped-call]
+    return LowRankMultivariateNormal(mean, factors, torch.cat([parts_of_v[name].flatten() for name in names]))
 
 
 def _log_prob(gaussian: Gaussian, weights: Weights, names: Iterable[str]) -> float:
     held = len(gaussian.terms) if gaussian.columns is not None else 0
     gram, projection = torch.eye(held, dtype=torch.float64), torch.zeros(held, dtype=torch.float64)
     total, size = 0.0, 0
-    diagonal = _diagonal(gaussian, names)
-    for name, v in diagonal.items():
+    for name, v in diagonal(gaussian, names).items():
         _check_positive(name, v)
         v = v.double().flatten().cpu()  # (p,)
         residual = weights[name].double().flatten().cpu() - gaussian.mean[name].double().flatten().cpu()
@@ -102,17 +118,6 @@ def _log_prob(gaussian: Gaussian, weights: Weights, names: Iterable[str]) -> flo
     solved = torch.linalg.solve_triangular(root, projection[:, None], upper=False)
     total += 2 * float(root.diagonal().log().sum()) - float(solved.square().sum())
     return -0.5 * (total + size * math.log(2 * math.pi))
-
-
-def _diagonal(gaussian: Gaussian, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """The diagonal part v by name, as new tensors."""
-    columns = gaussian.columns
-    return {
-        name: second_moment(gaussian.base[name], None if columns is None else columns[name], gaussian.terms).mul_(
-            gaussian.diagonal
-        )
-        for name in (gaussian.mean if names is None else names)
-    }
 
 
 def _columns(gaussian: Gaussian, name: str) -> Tensor | None:

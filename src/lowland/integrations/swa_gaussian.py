@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..arithmetic import density
 from ..arithmetic.moments import term
 from ..swag import SWAG
 
@@ -98,7 +99,8 @@ def to_swa_gaussian(swag: SWAG, *, prefix: str = "base.") -> dict[str, Tensor]:
     >>> to_swa_gaussian(swag)["base.w_sq_mean"]
     tensor([12.5000])
     """
-    mean, diagonal = swag.mean(), swag._diagonal()
+    # In the reference the covariance is a (diag(v) + D D^T / (k - 1)): v alone is the diagonal at a = 1.
+    mean, diagonal = swag.mean(), density.diagonal(swag._gaussian(2.0 if swag.rank else 1.0, block=False))
     slots = swag.state_dict()["slots"]
     held = min(swag.count, swag.rank)
     state = {"n_models": torch.tensor([swag.count])}
