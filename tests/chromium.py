@@ -88,7 +88,7 @@ class Browser:
                 return result
             self.events.append(reply)
 
-    def _read(self, seconds: float = 60.0) -> dict[str, Any]:
+    def _read(self, seconds: float = 600.0) -> dict[str, Any]:
         end = time.monotonic() + seconds
         while b"\0" not in self._buffer:
             if not select.select([self._in], [], [], max(0.0, end - time.monotonic()))[0]:

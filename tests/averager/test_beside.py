@@ -237,7 +237,7 @@ def test_forks_and_the_end_of_the_interpreter() -> None:
         """
     )
     done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script], capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script], capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert "the end" in done.stdout

@@ -420,5 +420,5 @@ def test_two_ranks_share_the_batches(tmp_path: Path) -> None:
         for rank in (0, 1)
     ]
     for run in runs:
-        _, stderr = run.communicate(timeout=120)
+        _, stderr = run.communicate(timeout=900)
         assert run.returncode == 0, stderr

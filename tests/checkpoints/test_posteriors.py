@@ -175,7 +175,7 @@ def test_pieces_of_several_ranks_are_put_together(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(RANK)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ranks = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
-    assert [process.wait(60) for process in ranks] == [0, 0]
+    assert [process.wait(900) for process in ranks] == [0, 0]
     first = open_checkpoint(tmp_path / "0")
     assert len(first.tensors["rows"].runs) == 2 and first.tensors["columns"].whole is not None
     checkpoints.average([first, tmp_path / "1"], tmp_path / "out", through(lowland.SWA))

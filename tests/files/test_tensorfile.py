@@ -128,7 +128,7 @@ def test_memory_of_saving_and_loading_a_state(tmp_path: Path) -> None:
         assert torch.equal(read.mean()["3"], weights["3"])
         """
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     size, saving, loading = map(int, done.stdout.split())
     assert size == 2_500_000 * 48 and saving <= 20e6 and loading <= size + 20e6, (size, saving, loading)

@@ -27,7 +27,7 @@ def torchrun(ranks: int, *arguments: str) -> str:
     # Loopback and one thread a rank, whatever the machine's network and cores are.
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, str(script), *arguments], capture_output=True, text=True, timeout=270, env=environment
+        [*command, str(script), *arguments], capture_output=True, text=True, timeout=900, env=environment
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

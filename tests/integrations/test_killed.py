@@ -30,7 +30,7 @@ def test_a_killed_run_ends_as_one_that_was_not(way: str, tmp_path: Path) -> None
         cwd=ROOT,
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
         capture_output=True,
-        timeout=120,
+        timeout=900,
     )
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()[-2000:]
     assert not (broken / "never.safetensors").exists()

@@ -89,7 +89,7 @@ def test_a_study_that_is_killed_outright_leaves_no_process_and_goes_on(finished:
     assert metrics == json.loads((finished / "metrics.json").read_text())
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 600.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"

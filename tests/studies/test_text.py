@@ -224,7 +224,7 @@ def test_a_killed_study_ends_with_the_same_bytes(finished: Path, home: Path) -> 
         if files is not None:
             time.sleep(rng.uniform(0, 0.1))
             process.send_signal(signal.SIGKILL)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=900)
         assert process.returncode == (0 if files is None else -signal.SIGKILL), errors.decode()
         assert (target / "metrics.json").exists() is (files is None)
     for name in ("metrics.json", "predictions.csv", "history.json"):
