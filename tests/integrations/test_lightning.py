@@ -242,6 +242,7 @@ def test_a_skipped_step_is_made_up_for() -> None:
     scales = iter([8.0, 8.0, 4.0, 4.0])
     fake = SimpleNamespace(
         strategy=None,
+        global_step=0,
         num_training_batches=20,
         accumulate_grad_batches=1,
         estimated_stepping_batches=20,

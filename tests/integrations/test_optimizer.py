@@ -160,3 +160,67 @@ def test_accelerate_saves_and_resumes_it_exactly(tmp_path: Path) -> None:
     for slot, tensors in whole.state_dict()["slots"].items():
         for name, tensor in tensors.items():
             assert torch.equal(tensor, rest.state_dict()["slots"][slot][name])
+
+
+class TwoSteps(torch.optim.Optimizer):
+    """As sharpness-aware minimisation is often written: no `step`, and the optimiser that moves the weights inside."""
+
+    def __init__(self, params: object, inside: bool) -> None:
+        super().__init__(params, {"lr": 0.1})
+        if inside:
+            self.base_optimizer = torch.optim.SGD(self.param_groups, lr=0.1)
+
+    def second_step(self) -> None:
+        self.base_optimizer.step()
+
+
+class Both(TwoSteps):
+    """Has a `step` too, which a loop may leave aside."""
+
+    def step(self, closure: object = None) -> None:
+        self.second_step()
+
+
+@pytest.mark.parametrize(
+    ("inside", "advice"), [(True, r"follow its \.base_optimizer"), (False, "call averager.update")]
+)
+def test_an_optimiser_whose_steps_have_other_names_is_refused(inside: bool, advice: str) -> None:
+    model, _ = setting()
+    with pytest.raises(ValueError, match=f"TwoSteps has no step.*{advice}"):
+        follow(SWA(), model, TwoSteps(model.parameters(), inside))
+
+
+def test_the_advice_collects() -> None:
+    model, _ = setting()
+    average, optimizer = SWA(), TwoSteps(model.parameters(), inside=True)
+    with follow(average, model, optimizer.base_optimizer):
+        for _ in range(3):
+            model(torch.ones(1, 3)).sum().backward()
+            optimizer.second_step()
+    assert average.count == 3
+
+
+def test_steps_that_were_never_seen_are_told() -> None:
+    model, _ = setting()
+    average, optimizer = SWA(), Both(model.parameters(), inside=True)
+    following = follow(average, model, optimizer)
+    optimizer.second_step()
+    with pytest.warns(UserWarning, match=r"no call of Both\.step, so nothing was collected"):
+        following.remove()
+    following.remove()  # once is enough
+    with follow(average, model, optimizer):
+        optimizer.step()
+    assert average.count == 1
+
+
+def test_an_error_in_the_block_is_not_talked_over() -> None:
+    model, optimizer = setting()
+    with pytest.raises(KeyError), follow(SWA(), model, optimizer):
+        raise KeyError
+
+
+def test_a_share_without_the_whole_names_what_to_give() -> None:
+    model, optimizer = setting()
+    for start, name in (("70%", "total="), ("3epoch", "per_epoch=")):
+        with pytest.raises(ValueError, match=name):
+            follow(SWA(), model, optimizer, start=start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,9 +30,16 @@ class Span:
         """
         if self.unit == "step":
             return int(self.amount)
-        whole, what = (total, "length of the training") if self.unit == "%" else (per_epoch, "length of an epoch")
+        whole, what, given = (
+            (total, "length of the training", "total")
+            if self.unit == "%"
+            else (per_epoch, "length of an epoch", "per_epoch")
+        )
         if whole is None:
-            raise ValueError(f"the {what} is not known, so {self} cannot be turned into steps: give a number of steps")
+            raise ValueError(
+                f"the {what} is not known, so {self} cannot be turned into steps: give a number of steps, or {given}= "
+                "where the call takes it"
+            )
         # A share such as 70 % of 10 must not become 7.000000000000001 and so 8.
         return math.ceil(round(self.amount * whole / (100 if self.unit == "%" else 1), 6))
 
@@ -100,3 +108,22 @@ def schedule(start: When, every: When, *, total: int | None = None, per_epoch: i
             f"start={start!r} is step {first} and the training ends after step {total}: nothing would be collected"
         )
     return Schedule(first, each)
+
+
+def check_resumed(before: Mapping[str, int], now: Schedule, updates: int, where: str) -> None:
+    """Refuse to go on with an average under another schedule: it would have a hole, or count some steps more.
+
+    Raises:
+        ValueError: it has updates and was collected from other steps on.
+
+    >>> check_resumed({"start": 8, "every": 1}, Schedule(24, 1), 9, "the checkpoint")
+    Traceback (most recent call last):
+    ...
+    ValueError: the average in the checkpoint was collected from step 8 every 1 steps, here ...
+    """
+    if updates and (before["start"], before["every"]) != (now.start, now.every):
+        raise ValueError(
+            f"the average in {where} was collected from step {before['start']} every {before['every']} steps, "
+            f"here it would be from step {now.start} every {now.every}: pass start={before['start']}, "
+            f"every={before['every']} to go on"
+        )
