@@ -99,8 +99,8 @@ def follow(
         per_epoch: steps an epoch, for epochs.
 
     Raises:
-        ValueError: `optimizer` is no optimiser, or its class has no step of its own; or `start` or `every` cannot be read, or is a share of something that
-            was not given.
+        ValueError: `optimizer` is no optimiser, or its class has no step of its own; or `start` or `every` cannot be
+            read, or is a share of something that was not given.
 
     >>> from lowland import SWA
     >>> model, average = nn.Linear(1, 1), SWA()
