@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -26,17 +28,45 @@ SUBMODULES = {
 
 def test_the_root_names_exactly_the_public_list() -> None:
     named = {
-        name for name, value in vars(lowland).items() if not name.startswith("_") and not isinstance(value, ModuleType)
+        name for name in dir(lowland) if not name.startswith("_") and not isinstance(getattr(lowland, name), ModuleType)
     }
     assert named == PUBLIC, f"missing {sorted(PUBLIC - named)}, unexpected {sorted(named - PUBLIC)}"
 
 
-def test_the_root_holds_import_lines_and_nothing_else() -> None:
-    body = ast.parse(Path(lowland.__file__).read_text()).body
-    assert isinstance(body[0], ast.Expr), "the module's docstring comes first"
-    for node in body[1:]:
-        assert isinstance(node, ast.ImportFrom) and node.level == 1, f"line {node.lineno} is no `from .x import`"
-        assert all(alias.asname == alias.name for alias in node.names), f"line {node.lineno}: write `X as X`"
+def test_type_checkers_see_the_names_that_are_loaded_when_asked_for() -> None:
+    """What stands under TYPE_CHECKING in the root, and where it is really taken from, are the same."""
+    tree = ast.parse(Path(lowland.__file__).read_text())
+    seen = {
+        alias.name: node.module
+        for part in tree.body
+        if isinstance(part, ast.If)
+        for node in part.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname == alias.name
+    }
+    for name, home in seen.items():
+        value = getattr(lowland, name)
+        expected = importlib.import_module(f"lowland.{home or name}")
+        assert value is (getattr(expected, name) if home else expected), name
+    assert {name for name, home in seen.items() if home} == PUBLIC | {"kernels"}
+
+
+def test_wings_are_reachable_listed_and_loaded_only_when_asked_for() -> None:
+    script = (
+        "import sys, lowland; listed = dir(lowland); assert 'torch' not in sys.modules; "
+        "assert {'doctor', 'checkpoints', 'landscape', 'integrations', 'predict', 'SWA'} <= set(listed), listed; "
+        "assert 'cli' not in listed; print(lowland.__version__); "
+        "lowland.doctor, lowland.checkpoints, lowland.landscape, lowland.integrations.swa_utils, lowland.figures; "
+        "assert not {'transformers', 'peft', 'lightning', 'matplotlib', 'numba'} & set(sys.modules); "
+        "import lowland.predict.prediction; assert callable(lowland.predict); "
+        "from lowland import predict; assert callable(predict)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == lowland.__version__
+    with pytest.raises(AttributeError, match="has no attribute 'philox'"):
+        _ = lowland.philox
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))

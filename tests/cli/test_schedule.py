@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -30,6 +31,27 @@ def schedule(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return int(left.value.code or 0), printed.out, printed.err
 
     return run
+
+
+@pytest.mark.parametrize(
+    "made", ["triangle cycle=10 low=0.1", "sawtooth cycle=7 low=0.2", "cosine_restarts steps=400 cycles=40"]
+)
+def test_many_cycles_show_the_first_turning_points(schedule: Any, made: str) -> None:
+    code, out, _ = schedule(*made.split())
+    rows = re.findall(r"│\s+(\d+) │\s+([\d.e-]+) │", out)
+    steps, rates = [int(step) for step, _ in rows], [float(rate) for _, rate in rows]
+    kind, *arguments = made.split()
+    assert code == 0 and rates == pytest.approx([build(kind, arguments)(step) for step in steps], rel=1e-5)
+    lowest, highest = min(rates), max(rates)
+    assert lowest in rates[:4] and highest in rates[:4] and steps[2] < 25, "a valley and a peak early on"
+    assert "later turning points are not shown (--rows" in " ".join(out.split())
+
+
+def test_a_mistake_names_no_type_of_python(schedule: Any) -> None:
+    for kind in KINDS:
+        code, _, err = schedule(kind, "nothing=1")
+        assert code == 2 and "<class" not in err and "NoneType" not in err, err
+    assert "every=... (none)" in schedule("swa_linear", "x=1")[2]
 
 
 def test_fge_by_number(schedule: Any) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -87,6 +88,27 @@ def test_a_study_that_is_killed_outright_leaves_no_process_and_goes_on(finished:
     assert 3 <= kept < len(cells())
     metrics = run(out, resume=True)
     assert metrics == json.loads((finished / "metrics.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="a group of processes is a thing of POSIX")
+def test_ctrl_c_ends_the_workers_without_a_word_of_theirs(tmp_path: Path) -> None:
+    pids, out = tmp_path / "pids", tmp_path / "run"
+    pids.mkdir()
+    command = [sys.executable, "-m", "tests.studies.toy_grid", str(out)]
+    environment = {**os.environ, toy_grid.PIDS: str(pids)}
+    with subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True) as study:
+        try:
+            wait_for(lambda: out.joinpath("cells").is_dir() and len(list((out / "cells").iterdir())) >= 2)
+            os.killpg(study.pid, signal.SIGINT)  # as a terminal sends it: to the study and to its workers
+            _, said = study.communicate(timeout=60)
+        finally:
+            study.kill()
+    # This script has no command line's sentence: one trace of its own, and none of a worker.
+    assert said.count("Traceback") == 1 and "Process Spawn" not in said, said
+    wait_for(lambda: not any(alive(int(path.name)) for path in pids.iterdir()))
+    kept = len(list((out / "cells").glob("*.json")))
+    assert 2 <= kept < len(cells())
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 600.0) -> None:

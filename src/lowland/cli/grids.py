@@ -77,6 +77,7 @@ def _run(
     asked = study.read_config(config) if config else study.from_mapping({})
     asked = _with(asked, given)
     folder = out_folder or Path("runs") / (config.stem if config else name)
+    screen.study_goes_on(folder)
     with screen.bars() as bars:
         metrics = run_grid(
             asked,

@@ -11,7 +11,8 @@ from typing import Annotated, Any, get_args
 import typer
 from rich.table import Table
 
-from .. import cycles
+from lowland import cycles
+
 from . import screen
 
 KINDS: dict[str, type[Any]] = {
@@ -101,9 +102,13 @@ def _value(text: str) -> int | float | str:
 
 def _asked(kind: type[Any]) -> Iterator[str]:
     for field in dataclasses.fields(kind):
-        choices = "|".join(map(str, get_args(field.type)))
-        default = "" if field.default is dataclasses.MISSING else f" (={field.default})"
+        choices = "|".join(choice for choice in get_args(field.type) if isinstance(choice, str))  # of a Literal
+        default = "" if field.default is dataclasses.MISSING else f" ({_default(field.default)})"
         yield f"{field.name}={choices or '...'}{default}"
+
+
+def _default(value: Any) -> str:
+    return "none" if value is None else f"={value}"
 
 
 def _list_them(as_json: bool) -> None:
@@ -127,18 +132,25 @@ def _table(title: str, rates: list[float], collected: list[int], rows: int) -> T
     table.add_column("collected", justify="right")
     places, highest = set(collected), max(rates) or 1.0
     done = 0
-    shown = set(_rows(rates, collected, rows))
+    chosen, left_out = _rows(rates, collected, rows)
+    shown = set(chosen)
     for step, rate in enumerate(rates):
         done += step in places
         if step in shown:
             bar = "█" * round(BAR * rate / highest)
             table.add_row(str(step), f"{rate:.6g}", bar, f"{done} *" if step in places else str(done))
     table.caption = "* collected after this step"
+    if left_out:
+        table.caption += f"; {left_out} later turning points are not shown (--rows {rows + left_out})"
     return table
 
 
-def _rows(rates: list[float], collected: list[int], most: int) -> list[int]:
-    """The steps that say most: first and last, those collected, those where the rate turns or jumps; then a grid."""
+def _rows(rates: list[float], collected: list[int], most: int) -> tuple[list[int], int]:
+    """The steps that say most: first and last, those collected, those where the rate turns or jumps; then a grid.
+
+    Where there are too many of them the first ones are shown: an even grid over many cycles draws a schedule that does
+    not exist. The second value is how many are left out.
+    """
     last = len(rates) - 1
     turns = [
         step
@@ -146,16 +158,18 @@ def _rows(rates: list[float], collected: list[int], most: int) -> list[int]:
         if (rates[step] - rates[step - 1]) * (rates[step + 1] - rates[step]) <= 0
         and (rates[step] != rates[step - 1] or rates[step] != rates[step + 1])
     ]
-    shown = {0, last}
-    for group in (collected, turns):
-        if len(shown | set(group)) <= most:
-            shown |= set(group)
+    shown = {0, last, *turns}
+    if len(shown) > most:
+        return [*sorted(shown)[: most - 1], last], len(shown) - most
+    if len(shown | set(collected)) <= most:
+        shown |= set(collected)
+    best = shown
     for parts in range(1, most):
         grid = {round(part * last / parts) for part in range(parts + 1)}
         if len(shown | grid) > most:
             break
         best = shown | grid
-    return sorted(best)
+    return sorted(best), 0
 
 
 def _some(steps: list[int], most: int = 6) -> str:

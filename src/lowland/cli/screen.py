@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -20,9 +23,60 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.segment import Segment
 
-out = Console()
-err = Console(stderr=True)
+
+class _Screen(Console):
+    """A console on which names out of files cannot move the cursor, ring, or rename the window."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render as always, but show what steers a terminal as a sign."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control or text.isprintable() else Segment(printable(text), style, control)
+
+
+_STEERING = {
+    **{code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)},
+    0x7F: 0x2421,
+    **dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD),
+}
+
+
+def printable(text: str) -> str:
+    """Return a text in which characters that steer a terminal, or turn the direction of writing, are visible signs.
+
+    >>> printable("a\\x1b]0;b\\x07")
+    'a␛]0;b␇'
+    """
+    return text.translate(_STEERING)
+
+
+out: Console = _Screen()
+err: Console = _Screen(stderr=True)
+
+_going_on = ""
+
+
+def goes_on(sentence: str) -> None:
+    """Note what a command has kept, and how it goes on, for whoever stops it by Ctrl-C."""
+    global _going_on
+    _going_on = sentence
+
+
+def study_goes_on(folder: Path) -> None:
+    """Note how a study goes on that keeps its finished stages in `folder`."""
+    again = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--debug")]
+    goes_on(
+        f"what is finished is kept in {folder}, and the same command goes on from there with --resume: "
+        f"{shlex.join(['lowland', *again, '--resume'])}"
+    )
+
+
+def when_stopped() -> str:
+    """Return the sentence of a command that was stopped."""
+    return f"stopped: {_going_on or 'files are whole, the old or the new; the same command goes on from here'}"
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -35,7 +89,25 @@ def say(sentence: str) -> None:
 def print_json(content: Any) -> None:
     """Print plain data as JSON."""
     # Plain: rich would wrap long lines.
-    sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # names that are no text
+        text = json.dumps(finite(content), indent=1, allow_nan=False)
+    sys.stdout.write(text + "\n")
+
+
+def finite(content: Any) -> Any:
+    """Return plain data in which NaN and infinities, which JSON does not know, are null.
+
+    >>> finite({"score": float("inf"), "rows": [1.5, (float("nan"),)]})
+    {'score': None, 'rows': [1.5, [None]]}
+    """
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    return [finite(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 class Bars:

@@ -77,6 +77,7 @@ def _run_study(study: Any, folder: Path, resume: bool, as_json: bool, run: Calla
     from ..studies.runs.folder import read_json
     from ..studies.text.study import run_text_study
 
+    screen.study_goes_on(folder)
     with screen.bars() as bars:
         metrics = (run or run_text_study)(study, folder, resume=resume, progress=bars)
     page = written_report(folder)

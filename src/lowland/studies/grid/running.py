@@ -10,10 +10,12 @@ import functools
 import multiprocessing
 import os
 import platform
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +133,12 @@ def _results(
             yield found
         return
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
-        waiting: dict[Future[tuple[Cell, Result, float]], Cell] = {pool.submit(one, cell): cell for cell in cells}
+    stop = context.Event()
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with, initargs=(os.getpid(), stop)) as pool:
         failure: RuntimeError | None = None
         try:
+            with _deaf_children():
+                waiting: dict[Future[tuple[Cell, Result, float]], Cell] = {pool.submit(one, c): c for c in cells}
             while waiting:
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -150,18 +154,33 @@ def _results(
                         for other in waiting:
                             other.cancel()
         except BaseException:
+            stop.set()  # a cell that runs is not waited for: it is run again by --resume
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if failure is not None:
         raise failure
 
 
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone: one that is killed outright cannot tell its workers."""
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Start processes that do not hear Ctrl-C, which a terminal sends to all: this one hears it and ends them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # Held back, not lost: it arrives here when the block ends.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with(parent: int, stop: Any) -> None:
+    """End this process when it is told to, or when its parent is gone: one that is killed outright cannot tell."""
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        while os.getppid() == parent and not stop.wait(1):
+            pass
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
