@@ -64,6 +64,11 @@ class Schedule:
         """Return whether a collection belongs after the step with this number, counted from 1."""
         return step >= self.start and (step - self.start) % self.every == 0
 
+    @property
+    def first(self) -> int:
+        """The step of the first collection: with `start=0` the end of the first stretch, as no step has number 0."""
+        return self.start or self.every
+
 
 def span(value: When, what: str) -> Span:
     """Read `3`, `"50step"`, `"3epoch"` or `"70%"`.

@@ -3,7 +3,9 @@
 from .batches import forward_adapters as forward_adapters
 from .folders import active_adapter as active_adapter
 from .folders import bare_peft as bare_peft
+from .folders import check_method as check_method
 from .folders import check_saved as check_saved
+from .folders import held_names as held_names
 from .folders import read_adapter as read_adapter
 from .folders import replace_folder as replace_folder
 from .folders import saved_config as saved_config

@@ -28,6 +28,7 @@ except ImportError:
     raise ImportError("adapters need PEFT: pip install 'lowland[text]'") from None
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+PROMPT, TOPK = "prompt_embeddings", "_topk_weights"  # in PEFT's keys: what it computes when it saves
 
 
 def bare_peft(model: nn.Module) -> PeftModel:
@@ -72,19 +73,57 @@ def saved_keys(model: nn.Module, adapter: str | None = None) -> dict[str, str]:
     return {key: names[tensor.data_ptr()] for key, tensor in state.items() if tensor.data_ptr() in names}
 
 
+def held_names(model: nn.Module, adapter: str | None = None) -> set[str]:
+    """Return the names of the model's tensors that a folder of the adapter stands for.
+
+    Most it holds as they are. Of prompt tuning, p-tuning and prefix tuning it holds the prompt that a small encoder
+    computes, of VB-LoRA with `save_only_topk_weights` the largest of the logits: all that the model needs of them.
+    """
+    inner = bare_peft(model)
+    adapter = adapter or active_adapter(inner)
+    state, names = _state(inner, adapter), set(saved_keys(inner, adapter).values())
+    names |= {f"{key.removesuffix(TOPK)}.{adapter}" for key in state if key.endswith(TOPK)}
+    if PROMPT in state:
+        prefix = f"prompt_encoder.{adapter}."
+        names |= {bare_name(name) for name, _ in inner.named_parameters() if bare_name(name).startswith(prefix)}
+    return names
+
+
 def check_saved(model: nn.Module, weights: Weights) -> None:
     """Refuse weights that no adapter folder could hold.
 
     Raises:
-        ValueError: a tensor is no part of the active adapter; the message names it.
+        ValueError: a tensor is no part of the active adapter, by its name; or its method's folder cannot hold averages.
     """
-    saved = set(saved_keys(model).values())
+    inner = bare_peft(model)
+    saved = held_names(inner)
     lost = [name for name in weights if name not in saved]
+    if weights:
+        check_method(inner, pruned=bool(lost))
     if lost:
         raise ValueError(
             f"{lost[:5]} ({len(lost)} in all) are no part of the adapter {active_adapter(model)!r}, so its folder "
             "would not hold them: collect with select=lowland.weights.trainable, and name trained layers in "
             "modules_to_save"
+        )
+
+
+def check_method(model: nn.Module, *, pruned: bool = True) -> None:
+    """Refuse, by their names, methods whose folder cannot hold an average of their parameters.
+
+    Args:
+        pruned: whether ranks of AdaLoRA are pruned, or will be.
+
+    Raises:
+        ValueError: the active adapter is of such a method.
+    """
+    inner = bare_peft(model)
+    config = inner.peft_config[active_adapter(inner)]
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if kind == "ADALORA" and (pruned or getattr(config, "rank_pattern", None)):
+        raise ValueError(
+            "AdaLoRA prunes ranks while it trains: an average over that has ranks which its folder leaves out, so what "
+            "is loaded is not what was measured; average LoRA of a fixed rank"
         )
 
 
@@ -148,21 +187,49 @@ def read_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, 
     They go into `predict`, `Mixture`, `copy_to` and `average_adapters`.
 
     Raises:
-        ValueError: the folder's adapter is of another kind or another shape than the model's.
+        ValueError: the folder's adapter is of another kind or another shape than the model's, or holds
+            what PEFT has computed, such as the prompt of p-tuning, from which the parameters cannot be had.
     """
-    keys = saved_keys(model)
-    state = load_peft_weights(str(folder), device="cpu")
+    keys = saved_keys(model) | _computed_keys(bare_peft(model))
+    state, own = load_peft_weights(str(folder), device="cpu"), _state(bare_peft(model), active_adapter(model))
     missing = [key for key in keys if key not in state]
-    unexpected = [key for key in state if key not in keys]
+    # What PEFT computes when it saves, such as the positions that SHiRA has chosen, must be the model's own.
+    computed = {key: tensor.cpu() for key, tensor in own.items() if key not in keys}
+    unexpected = [
+        key
+        for key in state
+        if key not in keys and not (key in computed and torch.equal(state[key].to(computed[key].dtype), computed[key]))
+    ]
     if missing or unexpected:
         raise ValueError(
             f"{folder} is an adapter of another kind than the model's {active_adapter(model)!r}: "
             f"missing {missing[:5]}, unexpected {unexpected[:5]}"
         )
     weights = {name: state[key] for key, name in keys.items()}
-    own = weights_of(bare_peft(model), lambda name, tensor: bare_name(name) in weights)
-    check_same(own, weights, what=f"reading {folder}")
+    like = weights_of(bare_peft(model), lambda name, tensor: bare_name(name) in weights)
+    check_same(like, weights, what=f"reading {folder}")
     return weights
+
+
+def _computed_keys(model: PeftModel) -> dict[str, str]:
+    """Further keys whose tensors are parameters, though PEFT computes them: a prompt that is an embedding as it is.
+
+    Raises:
+        ValueError: a key holds what parameters cannot be had from.
+    """
+    adapter = active_adapter(model)
+    state, prefix = _state(model, adapter), f"prompt_encoder.{adapter}."
+    prompt = state.get(PROMPT)
+    if prompt is not None:
+        own = {bare_name(n): p for n, p in model.named_parameters() if bare_name(n).startswith(prefix)}
+        if list(own) == [f"{prefix}embedding.weight"] and own[f"{prefix}embedding.weight"].shape == prompt.shape:
+            return {PROMPT: f"{prefix}embedding.weight"}
+    if prompt is not None or any(key.endswith(TOPK) for key in state):
+        raise ValueError(
+            f"the folder of a {type(model.peft_config[adapter]).__name__} holds what PEFT computes of the parameters when "
+            "it saves, not the parameters: load it with PeftModel.from_pretrained, and keep averages with lowland.save"
+        )
+    return {}
 
 
 def _state(model: PeftModel, adapter: str) -> dict[str, Tensor]:

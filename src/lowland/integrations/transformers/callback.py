@@ -15,12 +15,11 @@ Learning rates are the run's own: choose the scheduler by TrainingArguments, or 
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -30,20 +29,27 @@ from torch import Tensor, nn
 
 from ...averager.averager import Averager
 from ...batchnorm.refresh import refresh_bn
-from ...weights.named import applied, bare_name, copy_to, weights_of
+from ...weights.named import applied, bare_name, copy_to
 from ...weights.running import unwrapped
+from ..collecting import Choice
 from ..schedule import Schedule, When, schedule, span
+from ..statistics import kept_still, left_alone, warn_of_stale
+from .standing import stand_before, told_of_resume
 from .trainer import (
     AVERAGED,
+    evaluations,
     flatten,
     is_peft,
     load_folder,
+    moving,
     own_randomness,
     read_state,
     refuse,
+    refuse_to_wait,
     running,
     skip_averaged,
     steps_per_epoch,
+    stopped,
     write_state,
 )
 from .trainer import last_checkpoint as last_checkpoint
@@ -61,14 +67,12 @@ class AveragingCallback(TrainerCallback):
 
     The averager is updated after the optimiser's step: once a step however many batches were accumulated for it, and
     not when mixed precision skipped the step (the collection is then made after the next one). Of a PEFT model only
-    what is trained is averaged, whatever the averager selects: the rest does not move.
+    what is trained is averaged, whatever the averager selects: the rest does not move. What is averaged is chosen when
+    the training begins: a layer that is frozen later stays in the average.
 
-    After the training the model holds, and `holds` says which:
-
-    - the averaged weights of the best checkpoint, if `load_best_model_at_end` chose it by a metric that was measured on
-      the average, so that the model is what was measured;
-    - otherwise what the Trainer leaves: the raw weights of the last step, or of the best checkpoint;
-    - with `load_averaged=True` always the average, of the best checkpoint if there is one; with False never.
+    After the training the model holds what the Trainer leaves, the raw weights of the last step or of the best
+    checkpoint; but the averaged ones of the best checkpoint, if `load_best_model_at_end` chose it by a metric that was
+    measured on the average. `holds` says which.
 
     Args:
         averager: what is averaged and how; it is updated in place and holds the average of all collections at the end.
@@ -76,13 +80,16 @@ class AveragingCallback(TrainerCallback):
         every: from one collection to the next, written as `start`.
         evaluate: which weights the run's evaluations use: "raw"; "average", whose metrics are then called `eval_*` (raw
             weights before the first update); or "both", as `eval_*` and `eval_avg_*` (NaN before the first update).
-        load_averaged: which weights the model holds in the end; see above.
-        bn_batches: training batches with which a model with BatchNorm gets the statistics of the averaged weights.
+        load_averaged: whether the model holds the average in the end also otherwise, that of the best checkpoint if
+            there is one.
+        bn_batches: training batches with which a model with BatchNorm gets the statistics of the averaged weights;
+            layers that stand in eval mode while the model trains keep theirs. Without batches a warning names the
+            layers whose statistics are not the average's.
 
     Raises:
         ValueError: an argument is none of these; when the training begins: the schedule never collects, the checkpoint
-            holds no averager or one collected by another schedule, the model is sharded, or the adapter's folder would
-            not hold all that is averaged.
+            holds no averager or one collected by another schedule, the model is sharded, the adapter's folder would
+            not hold all that is averaged, or a learning rate would wait for a metric of an average that is not there.
 
     >>> from lowland import SWA
     >>> AveragingCallback(SWA(), start="70%", every="50step", evaluate="both")
@@ -94,10 +101,10 @@ class AveragingCallback(TrainerCallback):
         averager: Averager,
         start: When = 0,
         every: When = 1,
-        evaluate: Literal["raw", "average", "both"] = "raw",
         *,
-        load_averaged: bool | None = None,
-        bn_batches: Any = None,
+        evaluate: Literal["raw", "average", "both"] = "raw",
+        load_averaged: bool = False,
+        bn_batches: Iterable[Any] | None = None,
     ) -> None:
         if not isinstance(averager, Averager):
             raise ValueError(f"averager must be a SWA, EMA, SWAG or the like, got a {type(averager).__name__}")
@@ -116,6 +123,9 @@ class AveragingCallback(TrainerCallback):
         self._due = False  # a collection that waits for a step which is not skipped
         self._busy = False  # inside an evaluation or a saving of our own
         self._buffers: tuple[int, dict[str, Tensor]] | None = None  # refreshed statistics, and of which update
+        self._choice = Choice(averager)
+        self._still: frozenset[str] = frozenset()  # BatchNorm layers that the model keeps in eval mode
+        self._told = False
         self._begun: dict[str, Any] | None = None  # the averager's state when this training began
         self._undo: Callable[[], None] | None = None
 
@@ -138,13 +148,23 @@ class AveragingCallback(TrainerCallback):
             RuntimeError: there has been no update.
         """
         with applied(model, self.averager.mean()):
-            if self.bn_batches is not None:
-                self._refresh(model)
+            self._refresh(model)
             busy, self._busy = self._busy, True
             try:
                 yield model
             finally:
                 self._busy = busy
+
+    def attach(self, trainer: Any) -> None:
+        """Join a Trainer that has been made, before it trains; `callbacks=[...]` does the same.
+
+        Attached, the callback knows its Trainer and what is resumed; else it looks for them among its callers.
+        """
+        self._trainer = trainer
+        if self not in trainer.callback_handler.callbacks:
+            trainer.add_callback(self)
+            self.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+        told_of_resume(trainer)
 
     # What the Trainer calls.
 
@@ -156,19 +176,21 @@ class AveragingCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Fix the schedule, take up the checkpoint's state, and stand where evaluations and savings pass."""
-        trainer, resumed = running(self)
+        trainer, resumed = running(self, self._trainer)
         self._trainer = trainer
         refuse(trainer, self, state)
         model: Any = self._model
+        self._choice = Choice(self.averager, moving(self.averager.select) if is_peft(model) else None)
         if is_peft(model):
             # Whatever `on_init_end` put there, and what came in if we were added later.
             vars(model).pop("load_adapter", None)
             if AVERAGED in model.peft_config:
                 model.delete_adapter(AVERAGED)
-            from ..peft.folders import saved_keys
+            from ..peft.folders import check_method, held_names
 
-            saved = {name for adapter in model.peft_config for name in saved_keys(model, adapter).values()}
-            lost = [name for name in self._weights() if name not in saved]
+            check_method(model)
+            saved = {name for adapter in model.peft_config for name in held_names(model, adapter)}
+            lost = [name for name in self._choice.of(model) if name not in saved]
             if lost:
                 raise ValueError(
                     f"{lost[:5]} ({len(lost)} in all) are trained and no part of an adapter, so {AVERAGED}/ would not "
@@ -176,21 +198,28 @@ class AveragingCallback(TrainerCallback):
                 )
         per_epoch = steps_per_epoch(kwargs.get("train_dataloader"), args.gradient_accumulation_steps)
         self._schedule = schedule(self.start, self.every, total=state.max_steps, per_epoch=per_epoch)
-        self._due, self._buffers = False, None
+        self._due, self._buffers, self._told = False, None, False
         if self._begun is None:
             self._begun = self.averager.state_dict()
         elif not state.global_step:  # the run before this one never ended: what it collected is not of this run
             self.averager.load_state_dict(self._begun)
         if state.global_step:
             checkpoint = Path(resumed or Path(args.output_dir) / f"checkpoint-{state.global_step}")
-            self._due = read_state(self.averager, self._schedule, self._weights(), state.global_step, checkpoint)
-        self._install(trainer)
+            self._due = read_state(self.averager, self._schedule, self._choice.of(model), state.global_step, checkpoint)
+            if self.averager.count:
+                self._choice.fix(self.averager.mean())  # what has been frozen since is still collected
+        if self._waits_for_the_average(args):
+            refuse_to_wait(evaluations(args, state, per_epoch), self._schedule)
+        if self._undo is not None:
+            self._undo()
+        self._undo = stand_before(trainer, self._evaluated, self._write, self._stopped)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Collect, if it is time."""
         self._due |= self._schedule.due(state.global_step)
         if self._due and not self._trainer.accelerator.optimizer_step_was_skipped:
-            self.averager.update(self._weights())
+            self._still = kept_still(self._model)
+            self.averager.update(self._choice.of(self._model))
             self._due = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -206,19 +235,17 @@ class AveragingCallback(TrainerCallback):
             self._undo()
         self._undo, self._begun = None, None
         best = state.best_model_checkpoint if args.load_best_model_at_end else None
-        wanted = self.load_averaged
-        if wanted is None:
-            wanted = best is not None and self._measures_average(args.metric_for_best_model or "loss")
+        chose = best is not None and self._measures_average(args.metric_for_best_model or "loss")
+        wanted = self.load_averaged or chose
         self.holds = f"raw weights of {best or f'step {state.global_step}'}"
         if wanted and best is not None:
             folder = Path(best) / AVERAGED
             if folder.is_dir():
-                load_folder(self._model, folder)
+                load_folder(self._model, folder, self.averager)
                 self.holds = f"averaged weights of {folder}"
         elif wanted and self.averager.count:
             copy_to(self._model, self.averager.mean())
-            if self.bn_batches is not None:
-                self._refresh(self._model)
+            self._refresh(self._model)
             self.holds = f"averaged weights after {self.averager.count} updates"
         _log.info("the model holds the %s", self.holds)
 
@@ -228,22 +255,18 @@ class AveragingCallback(TrainerCallback):
     def _model(self) -> nn.Module:
         return unwrapped(self._trainer.model, compiled=True)
 
-    def _weights(self) -> dict[str, Tensor]:
-        model, select = self._model, self.averager.select
-        if not is_peft(model):
-            return weights_of(model, select)
-
-        def moving(name: str, tensor: Tensor) -> bool:
-            return select(name, tensor) and (tensor.requires_grad or not isinstance(tensor, nn.Parameter))
-
-        return weights_of(model, moving)
-
     def _refresh(self, model: nn.Module) -> None:
         """Give BatchNorm the average's statistics: computed once an update, so that what is saved was measured."""
+        if self.bn_batches is None:
+            if not self._told:
+                self._told = True
+                warn_of_stale(model, self.averager.mean(), self._still)
+            return
         named = {bare_name(name): buffer for name, buffer in model.named_buffers()}
         with torch.no_grad(), own_randomness():
             if self._buffers is None or self._buffers[0] != self.averager.count:
-                refresh_bn(unwrapped(model, compiled=True), self.bn_batches)
+                with left_alone(model, self._still):
+                    refresh_bn(unwrapped(model, compiled=True), self.bn_batches)
                 self._buffers = self.averager.count, {name: buffer.clone() for name, buffer in named.items()}
             for name, buffer in self._buffers[1].items():
                 named[name].copy_(buffer)
@@ -253,36 +276,14 @@ class AveragingCallback(TrainerCallback):
             self.evaluate == "both" and metric.removeprefix("eval_").startswith("avg_")
         )
 
-    def _install(self, trainer: Any) -> None:
-        """Stand before the Trainer's `evaluate` and `save_model` while it trains.
+    def _waits_for_the_average(self, args: Any) -> bool:
+        """Whether the learning rate is cut by a metric that is no number before the first collection."""
+        kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+        metric = args.metric_for_best_model or "loss"
+        return kind == "reduce_lr_on_plateau" and self.evaluate == "both" and self._measures_average(metric)
 
-        Callbacks hear of an evaluation when it is over, and not at all when it fails; and of a checkpoint when it is
-        already taken for whole. Hence this, and not `on_evaluate` and `on_save`.
-        """
-        if self._undo is not None:
-            self._undo()
-        before = {name: vars(trainer).get(name) for name in ("evaluate", "save_model")}
-        evaluate, save_model = trainer.evaluate, trainer.save_model
-
-        @functools.wraps(evaluate)
-        def evaluating(*args: Any, **kwargs: Any) -> Any:
-            return self._evaluated(evaluate, args, kwargs)
-
-        @functools.wraps(save_model)
-        def saving(*args: Any, **kwargs: Any) -> None:
-            save_model(*args, **kwargs)
-            given = inspect.signature(save_model).bind(*args, **kwargs).arguments
-            if given.get("_internal_call") and given.get("output_dir") is not None and not self._busy:
-                self._write(Path(given["output_dir"]), save_model)
-
-        def undo() -> None:
-            for name, value in before.items():
-                if value is None:
-                    vars(trainer).pop(name, None)
-                else:
-                    setattr(trainer, name, value)
-
-        trainer.evaluate, trainer.save_model, self._undo = evaluating, saving, undo
+    def _stopped(self) -> None:
+        _log.warning(stopped(self._trainer, self.averager.count))
 
     def _evaluated(self, evaluate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Evaluate with the weights that are asked for. Several sets of data come back here one by one: as they are."""
@@ -299,6 +300,8 @@ class AveragingCallback(TrainerCallback):
         given = inspect.signature(evaluate).bind(*args, **kwargs)
         prefix = given.arguments.get("metric_key_prefix", "eval")
         if not self.averager.count:
+            if self._waits_for_the_average(self._trainer.args):
+                refuse_to_wait([0], self._schedule)
             # A number that no comparison prefers: a checkpoint without an average is never the best by an average.
             measured = [key.removeprefix(f"{prefix}_") for key in metrics if key.startswith(f"{prefix}_")]
             return metrics | {f"{prefix}_avg_{key}": float("nan") for key in measured}
@@ -309,6 +312,8 @@ class AveragingCallback(TrainerCallback):
 
     def _write(self, checkpoint: Path, save_model: Callable[..., None]) -> None:
         """Put the average and the averager's state into a checkpoint that the Trainer is writing."""
+        if self._busy:
+            return
         args = self._trainer.args
         if self.averager.count:
             part, target = checkpoint / f".{AVERAGED}.part", checkpoint / AVERAGED

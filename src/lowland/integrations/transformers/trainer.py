@@ -8,7 +8,7 @@ import json
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ...averager.averager import Averager
 from ...files.state import load, save
-from ...weights.named import Weights, copy_to
-from ..schedule import Schedule
+from ...weights.named import Select, Weights, copy_to
+from ..schedule import Schedule, check_resumed
 
 AVERAGED, STATE, SCHEDULE = "averaged", "averager.safetensors", "averaging.json"
 
@@ -49,8 +49,11 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
     return None
 
 
-def running(callback: object) -> tuple[Any, str | None]:
+def running(callback: object, attached: Any = None) -> tuple[Any, str | None]:
     """Return the Trainer that is calling and the checkpoint that it resumes: callbacks are handed neither."""
+    if attached is not None and hasattr(attached, "_resumes"):
+        asked = attached._resumes
+        return attached, asked if isinstance(asked, str) else None
     frame, trainer = inspect.currentframe(), None
     while frame is not None:
         caller = frame.f_locals.get("self")
@@ -110,6 +113,53 @@ def skip_averaged(model: Any) -> None:
     model.load_adapter = load_adapter
 
 
+def moving(select: Select) -> Select:
+    """Return the predicate of what a PEFT model trains, and of the buffers, among what `select` chooses."""
+
+    def trained(name: str, tensor: Tensor) -> bool:
+        return select(name, tensor) and (tensor.requires_grad or not isinstance(tensor, nn.Parameter))
+
+    return trained
+
+
+def evaluations(args: Any, state: Any, per_epoch: int | None) -> Iterator[int]:
+    """Yield the steps at which a run will evaluate, as far as its arguments tell; 0 is before the first step."""
+    if args.eval_on_start:
+        yield 0
+    strategy = str(getattr(args.eval_strategy, "value", args.eval_strategy))
+    each = {"steps": state.eval_steps or args.eval_steps, "epoch": per_epoch}.get(strategy)
+    if each:
+        yield from range(int(each), state.max_steps + 1, int(each))
+
+
+def refuse_to_wait(steps: Iterable[int], plan: Schedule) -> None:
+    """Refuse a learning rate that is cut by a metric of the average at evaluations from before there is one.
+
+    Raises:
+        ValueError: one of the steps is before the first collection.
+    """
+    if any(step < plan.first for step in steps):
+        raise ValueError(
+            "lr_scheduler_type='reduce_lr_on_plateau' would take each evaluation before the first collection, at step "
+            f"{plan.first}, for one without progress, as its metric is that of the average: let it watch a metric of "
+            "the raw weights, collect from before the first evaluation on, or choose another scheduler"
+        )
+
+
+def stopped(trainer: Any, updates: int) -> str:
+    """Say what is kept of a training that Ctrl-C has ended, and how it goes on."""
+    found = last_checkpoint(trainer.args.output_dir)
+    go_on = (
+        f"go on with trainer.train(resume_from_checkpoint={found!r})"
+        if found is not None
+        else "no checkpoint has been written: lowland.save(averager, path) keeps the average"
+    )
+    return (
+        f"stopped after step {trainer.state.global_step}: the model holds the raw weights, the averager {updates} "
+        f"updates; {go_on}"
+    )
+
+
 def write_state(averager: Averager, plan: Schedule, waiting: bool, step: int, checkpoint: Path) -> None:
     """Put the averager's state and its schedule into a checkpoint; each file appears whole or not at all."""
     record = {
@@ -136,15 +186,8 @@ def read_state(averager: Averager, plan: Schedule, model: Weights, step: int, ch
             f"checkpoint that this callback wrote, or average from here on with start={step + 1}"
         )
     record = json.loads((checkpoint / SCHEDULE).read_text(encoding="utf-8"))
-    if record["updates"] and (record["start"], record["every"]) != (plan.start, plan.every):
-        raise ValueError(
-            f"the average in {checkpoint} was collected from step {record['start']} every {record['every']} steps, "
-            f"here it would be from step {plan.start} every {plan.every}: pass start={record['start']}, "
-            f"every={record['every']} to go on"
-        )
-    # What no file can hold: a predicate, and the score of ASWA.
-    given = {name: getattr(averager, name) for name in ("select", "check_finite", "score") if hasattr(averager, name)}
-    state = load(checkpoint / STATE, **given).state_dict()
+    check_resumed(record, plan, record["updates"], str(checkpoint))
+    state = load(checkpoint / STATE, **_given(averager)).state_dict()
     if averager.device is None:
         state["slots"] = {
             slot: {name: tensor.to(model[name].device) if name in model else tensor for name, tensor in own.items()}
@@ -152,6 +195,11 @@ def read_state(averager: Averager, plan: Schedule, model: Weights, step: int, ch
         }
     averager.load_state_dict(state)
     return bool(record["waiting"])
+
+
+def _given(averager: Averager) -> dict[str, Any]:
+    """What no file can hold: a predicate, and the score of ASWA."""
+    return {name: getattr(averager, name) for name in ("select", "check_finite", "score") if hasattr(averager, name)}
 
 
 def flatten(folder: Path, model: Any) -> None:
@@ -165,12 +213,19 @@ def flatten(folder: Path, model: Any) -> None:
         inside.rmdir()
 
 
-def load_folder(model: nn.Module, folder: Path) -> None:
+def load_folder(model: nn.Module, folder: Path, averager: Averager) -> None:
     """Put the weights of an `averaged/` folder into the model, in place."""
     if is_peft(model):
         from ..peft.folders import read_adapter
 
-        copy_to(model, read_adapter(model, folder))
+        state_file = folder.parent / STATE
+        try:
+            weights: Weights = read_adapter(model, folder)
+        except ValueError:  # such as the prompt that p-tuning computes: the averager itself has the parameters
+            if not state_file.exists():
+                raise
+            weights = load(state_file, **_given(averager)).mean()
+        copy_to(model, weights)
         return
     from safetensors.torch import load_file
 

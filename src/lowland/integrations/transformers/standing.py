@@ -1,0 +1,72 @@
+"""Standing before a Trainer's own methods while it trains.
+
+Callbacks hear of an evaluation when it is over, and not at all when it fails; of a checkpoint when it is already taken
+for whole; and of Ctrl-C never.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Evaluate = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+def stand_before(
+    trainer: Any,
+    evaluate: Evaluate,
+    written: Callable[[Path, Callable[..., None]], None],
+    stopped: Callable[[], None],
+) -> Callable[[], None]:
+    """Hand evaluations to `evaluate`, call `written` inside each checkpoint and `stopped` at Ctrl-C; return the undoing.
+
+    A method that takes the place of one of the Trainer's returns what that returns, and raises what it raises.
+    """
+    before = {name: vars(trainer).get(name) for name in ("evaluate", "save_model", "training_step")}
+    own_evaluate, own_save, own_step = (getattr(trainer, name) for name in before)
+
+    @functools.wraps(own_evaluate)
+    def evaluating(*args: Any, **kwargs: Any) -> Any:
+        return evaluate(own_evaluate, args, kwargs)
+
+    @functools.wraps(own_save)
+    def saving(*args: Any, **kwargs: Any) -> None:
+        own_save(*args, **kwargs)
+        given = inspect.signature(own_save).bind(*args, **kwargs).arguments
+        if given.get("_internal_call") and given.get("output_dir") is not None:
+            written(Path(given["output_dir"]), own_save)
+
+    @functools.wraps(own_step)
+    def stepping(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return own_step(*args, **kwargs)
+        except KeyboardInterrupt:
+            stopped()
+            raise
+
+    trainer.evaluate, trainer.save_model, trainer.training_step = evaluating, saving, stepping
+
+    def undo() -> None:
+        for name, value in before.items():
+            if value is None:
+                vars(trainer).pop(name, None)
+            else:
+                setattr(trainer, name, value)
+
+    return undo
+
+
+def told_of_resume(trainer: Any) -> None:
+    """Have `trainer.train` note what it is asked to resume, as `trainer._resumes`: callbacks are not told."""
+    train = trainer.train
+
+    @functools.wraps(train)
+    def training(*args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(train).bind(*args, **kwargs).arguments
+        trainer._resumes = given.get("resume_from_checkpoint")
+        return train(*args, **kwargs)
+
+    trainer.train = training
