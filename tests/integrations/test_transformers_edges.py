@@ -1,4 +1,4 @@
-"""AveragingCallback in the Trainer where runs are unusual: who reads its metrics, what an adapter's folder is, freezing."""
+"""AveragingCallback where runs are unusual: who reads its metrics, what an adapter's folder is, layers that freeze."""
 
 import logging
 import warnings

@@ -226,8 +226,9 @@ def _computed_keys(model: PeftModel) -> dict[str, str]:
             return {PROMPT: f"{prefix}embedding.weight"}
     if prompt is not None or any(key.endswith(TOPK) for key in state):
         raise ValueError(
-            f"the folder of a {type(model.peft_config[adapter]).__name__} holds what PEFT computes of the parameters when "
-            "it saves, not the parameters: load it with PeftModel.from_pretrained, and keep averages with lowland.save"
+            f"the folder of a {type(model.peft_config[adapter]).__name__} holds what PEFT computes of the parameters "
+            "when it saves, not the parameters: load it with PeftModel.from_pretrained, and keep averages with "
+            "lowland.save"
         )
     return {}
 

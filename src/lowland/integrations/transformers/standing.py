@@ -21,7 +21,7 @@ def stand_before(
     written: Callable[[Path, Callable[..., None]], None],
     stopped: Callable[[], None],
 ) -> Callable[[], None]:
-    """Hand evaluations to `evaluate`, call `written` inside each checkpoint and `stopped` at Ctrl-C; return the undoing.
+    """Hand evaluations to `evaluate`, call `written` inside each checkpoint, `stopped` at Ctrl-C; return the undoing.
 
     A method that takes the place of one of the Trainer's returns what that returns, and raises what it raises.
     """
