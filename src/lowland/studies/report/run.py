@@ -3,9 +3,11 @@
 import csv
 import json
 import re
+import struct
 import sys
 import tomllib
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +30,11 @@ METHODS = (
 )
 OPTIONAL = ("MC dropout",)  # of choice studies only
 METRICS = ("precision", "recall", "f1", "accuracy", "nll", "ece", "brier", "mcc")
+# What reading a damaged file raises, whatever its format.
+BROKEN = (
+    *(ValueError, TypeError, IndexError, AttributeError, OSError, EOFError, MemoryError, NotImplementedError),
+    *(RuntimeError, ArithmeticError, SyntaxError, csv.Error, struct.error, zipfile.BadZipFile, zlib.error),
+)
 REMEDY = "run the study again with --resume"
 # An apostrophe that keeps a spreadsheet from computing a text; it is no part of the text.
 _FORMULA = re.compile(r"^'(?='*[=+\-@\t\r])")
@@ -144,7 +151,7 @@ def _blaming(path: Path) -> Iterator[None]:
         raise FileNotFoundError(f"{path} is missing: the report needs it; {REMEDY}") from None
     except KeyError as error:
         raise ValueError(f"{path} has no {error}: it is cut off or of another version; {REMEDY}") from None
-    except (ValueError, TypeError, IndexError, OSError, EOFError, csv.Error, zipfile.BadZipFile) as error:
+    except BROKEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} cannot be read ({reason}): it is cut off or no file of a run; {REMEDY}") from None
 

@@ -7,6 +7,7 @@ import importlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 
 def write(run_folder: Path) -> Path:
@@ -29,11 +30,10 @@ def write(run_folder: Path) -> Path:
         except ImportError as error:
             raise ImportError(f"the report needs {package}: pip install 'lowland[plot]'") from error
     from .grid_page import is_grid, render_grid
-    from .page import render
     from .run import read
 
     run_folder = Path(run_folder)
-    text = render_grid(run_folder) if is_grid(run_folder) else render(read(run_folder))
+    text = render_grid(run_folder) if is_grid(run_folder) else _rendered(read(run_folder), run_folder)
     path = run_folder / "report.html"
     handle, name = tempfile.mkstemp(dir=run_folder, prefix=".report-", suffix=".html")
     try:
@@ -47,3 +47,18 @@ def write(run_folder: Path) -> Path:
         Path(name).unlink(missing_ok=True)
         raise
     return path
+
+
+def _rendered(run: Any, folder: Path) -> str:
+    from .page import render
+    from .run import REMEDY
+
+    try:
+        return render(run)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a foreign folder makes Jinja2, numpy and matplotlib raise
+        raise ValueError(
+            f"the files of {folder} do not fit together ({type(error).__name__}: {error}): one of them is cut off or "
+            f"of another version; {REMEDY}"
+        ) from error

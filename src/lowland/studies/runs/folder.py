@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
+import math
 import os
 import re
 import shutil
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +61,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: is this the folder of a finished study? If not, resume it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON file ({error}): delete it and resume the study") from None
 
 
@@ -75,21 +79,56 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         ValueError: the file is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        return load_arrays(path)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: is this the folder of a finished study? If not, resume it") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): delete it and resume the study") from None
+    except DAMAGED as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} cannot be read ({reason}): delete it and resume the study") from None
+
+
+# Whatever numpy and zipfile raise on a file that is cut off, altered, or was never an archive of arrays.
+DAMAGED = (
+    *(OSError, ValueError, EOFError, KeyError, TypeError, MemoryError, NotImplementedError, RuntimeError, SyntaxError),
+    *(ArithmeticError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read an .npz file; nothing is unpickled, and nothing is made room for that the file does not hold.
+
+    Raises one of `DAMAGED` where it cannot be read.
+    """
+    with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+        total = 0
+        for item in archive.infolist():
+            with archive.open(item) as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, kind = read(member)
+            wanted = math.prod(shape) * kind.itemsize
+            if wanted > item.file_size:
+                raise ValueError(f"{item.filename} asks for {wanted:,} bytes and holds {item.file_size:,}")
+            total += wanted
+        if hasattr(os, "sysconf") and total > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+            raise ValueError(f"its arrays take {total / 1e9:.1f} GB, more than this machine has")
+        stream.seek(0)
+        # An open file of our own, as numpy leaves its own open after an error.
+        with np.load(stream, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a table as CSV in UTF-8; a cell that a spreadsheet would compute gets an apostrophe before it."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    for row in (header, *rows):
-        writer.writerow([plain_cell(cell) for cell in row])
-    write_bytes(path, text.getvalue().encode("utf-8", "surrogatepass"))
+    # Quoted by hand: Python's writer leaves a lone carriage return bare, and so ends the row there.
+    lines = (",".join(_quoted(plain_cell(cell)) for cell in row) + "\n" for row in (header, *rows))
+    text = "".join(lines)
+    write_bytes(path, text.encode("utf-8", "surrogatepass"))
+
+
+def _quoted(cell: Any) -> str:
+    text = "" if cell is None else str(cell)
+    return '"' + text.replace('"', '""') + '"' if re.search(r'[",\r\n]', text) else text
 
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")

@@ -106,8 +106,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no configuration {path}: name a TOML file")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is no TOML file: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is no configuration: its values are nested too deeply") from None
 
 
 def sections_of(kind: type[Any], given: dict[str, Any], what: str) -> dict[str, Any]:
