@@ -68,7 +68,6 @@ SIDE_BY_SIDE = {"integrations", "studies"}
 # Rooms there that no user opens.
 INSIDE = {
     *("studies.runs", "studies.adapters", "studies.packaged", "studies.tables"),
-    *("integrations.collecting", "integrations.statistics"),
     # Of the command line nothing is imported, and of the arithmetic only its switch.
     *("cli", "arithmetic"),
 }
