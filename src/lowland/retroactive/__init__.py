@@ -1,4 +1,4 @@
-"""Post-hoc averages: record a few averages in training, and choose any profile in time afterwards."""
+"""Retroactive or post-hoc averages: record a few averages in training, choose any profile in time afterwards."""
 
 from .profiles import CUTOFF as CUTOFF
 from .profiles import MOST_CELLS as MOST_CELLS
