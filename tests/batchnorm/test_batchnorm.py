@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowland.batchnorm import refresh_bn
+from lowland import SWAG, applied, predict
+from lowland.batchnorm import FastRefresh, bn_reference, refresh_bn
 
 from ..reference.batchnorm import naive_refresh
 
@@ -340,3 +341,92 @@ def test_bad_input_changes_nothing(batches: Any, arguments: Any, says: str) -> N
 def test_a_lazy_layer_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="1 is lazy and has no shape yet: run one forward pass first"):
         refresh_bn(nn.Sequential(nn.Identity(), nn.LazyBatchNorm1d()), TOY)
+
+
+# --- frozen layers and short types ---------------------------------------------------------------------------------
+
+
+def eval_in_training(model: nn.Sequential) -> None:
+    model.train()[1].eval()
+
+
+def no_momentum(model: nn.Sequential) -> None:
+    model.train()[1].momentum = 0.0
+
+
+def no_gradients(model: nn.Sequential) -> None:
+    model.eval()[1].requires_grad_(False)
+
+
+def whole_eval(model: nn.Sequential) -> None:
+    model.eval()
+
+
+def training_without_gradients(model: nn.Sequential) -> None:
+    model.train()[1].requires_grad_(False)
+
+
+def dropout_alone(model: nn.Sequential) -> None:
+    model.eval()[4].train()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "frozen"),
+    [
+        (eval_in_training, True),
+        (no_momentum, True),
+        (no_gradients, True),
+        (whole_eval, False),
+        (training_without_gradients, False),
+        (dropout_alone, False),
+    ],
+)
+def test_frozen_layers_keep_their_statistics(prepare: Callable[[nn.Sequential], None], frozen: bool) -> None:
+    torch.manual_seed(0)
+    layers = (nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+    model, batches = nn.Sequential(*layers), [torch.randn(8, 3) for _ in range(3)]
+    prepare(model)
+    before = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    refresh_bn(model, batches)
+    after = model.state_dict()
+    for key in ("running_mean", "running_var", "num_batches_tracked"):
+        assert torch.equal(before[f"1.{key}"], after[f"1.{key}"]) == frozen
+        assert not torch.equal(before[f"3.{key}"], after[f"3.{key}"])
+    assert [module.training for module in model.modules()] == modes
+    # The same in predict, which runs in eval mode throughout, and for a reference's few batches.
+    posterior = SWAG(rank=2)
+    for _ in range(3):
+        posterior.update({"0.weight": torch.randn(4, 3)})
+    twin = copy.deepcopy(model)
+    for bn_batches in (batches, FastRefresh(batches, tolerance=0.0)):
+        got = predict(model, posterior, batches, samples=2, bn_batches=bn_batches, generator=torch.Generator())
+        wanted = []
+        for weights in posterior.draws(2, generator=torch.Generator()):
+            with applied(twin, weights), torch.no_grad():
+                refresh_bn(twin, batches)
+                logits = copy.deepcopy(twin).eval()(torch.cat(batches))
+                wanted.append(torch.softmax(logits.double(), 1))
+        assert torch.allclose(got.probs, torch.stack(wanted).mean(0), atol=1e-6)
+
+
+def test_a_model_whose_layers_are_all_frozen_is_told() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    model[1].eval()
+    before = copy.deepcopy(model.state_dict())
+    for refresh in (refresh_bn, bn_reference):
+        with pytest.warns(UserWarning, match=r"all BatchNorm layers are frozen and keep their statistics \(1\)"):
+            refresh(model, [torch.randn(8, 3)])
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weighting", ["samples", "batches"])
+def test_statistics_of_short_types_are_measured_in_float32(dtype: torch.dtype, weighting: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = [(3 + 0.5 * torch.randn(8, 4, 5, 5, generator=generator)).to(dtype) for _ in range(100)]
+    model, wide = nn.Sequential(nn.BatchNorm2d(4)).to(dtype), nn.Sequential(nn.BatchNorm2d(4))
+    refresh_bn(model, batches, weighting=weighting)
+    refresh_bn(wide, [batch.float() for batch in batches], weighting=weighting)
+    for got, exact in zip(model.buffers(), wide.buffers(), strict=True):
+        assert torch.equal(got, exact.to(got.dtype))  # rounded once

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import warnings
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -16,11 +17,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lowland.batchnorm import refresh_bn
 from lowland.mixture import Mixture
-from lowland.predict import predict
+from lowland.predict import predict, predict_regression
 from lowland.predict.predict import Prediction, Regression
+from lowland.snapshots import Snapshots
 from lowland.swa import SWA
 from lowland.swag import SWAG
-from lowland.weights import applied, weights_of
+from lowland.weights import applied, floating, weights_of
 from lowland.weights.named import Weights
 
 from ..reference.predict import naive_probabilities, naive_uncertainty
@@ -128,12 +130,12 @@ def test_regression_variances_add_up() -> None:
         mean = m(x)
         return mean, mean.square()  # each member's own variance: 1 and 9 at x = 1
 
-    p = predict(model, members, [torch.ones(2, 1)], task="regression", forward=forward)
+    p = predict_regression(model, members, [torch.ones(2, 1)], forward=forward)
     assert isinstance(p, Regression)
     assert p.mean.tolist() == [[2.0], [2.0]]
     assert p.aleatoric_variance[0].item() == 5.0 and p.epistemic_variance[0].item() == 1.0
     assert p.variance[0].item() == 6.0 and p.samples == 2
-    plain = predict(model, members, [torch.ones(2, 1)], task="regression")
+    plain = predict_regression(model, members, [torch.ones(2, 1)])
     assert plain.aleatoric_variance.abs().sum() == 0 and plain.variance[0].item() == 1.0
 
 
@@ -192,22 +194,54 @@ def test_memory_does_not_grow_with_the_number_of_samples() -> None:
         """Tensors alive after the last draw, while the sums are still held."""
         counts = []
 
-        def count(done: int, total: int) -> None:
-            if done == total:
-                gc.collect()
-                counts.append(sum(1 for thing in gc.get_objects() if issubclass(type(thing), Tensor)))
+        def forward(m: nn.Module, x: Tensor) -> Tensor:
+            output: Tensor = m(x)
+            gc.collect()
+            counts.append(sum(1 for thing in gc.get_objects() if issubclass(type(thing), Tensor)))
+            return output
 
         posterior.refs.clear()
-        predict(model, posterior, inputs(), samples=samples, progress=count)
-        return counts[0]
+        predict(model, posterior, inputs((1400, 1400)), samples=samples, forward=forward)
+        return counts[-1]
 
     assert tensors(2) == tensors(10)
 
 
-def test_progress_is_told_after_every_draw() -> None:
-    model, calls = net(), []
-    predict(model, Gauss(model), inputs(), samples=3, progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(1, 3), (2, 3), (3, 3)]
+def test_points_that_weigh_more_run_once_and_count_as_often() -> None:
+    model, calls = nn.Linear(1, 2, bias=False), 0
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        logits: Tensor = m(x)
+        return logits
+
+    ring = Snapshots(3)
+    for p in (0.9, 0.8, 0.1):
+        ring.update(two_classes(p))
+    mixture = Mixture([ring, two_classes(0.5)])
+    p = predict(model, mixture, [torch.ones(1, 1)], forward=forward)
+    assert calls == p.samples == 4
+    weights, values = [1 / 6, 1 / 6, 1 / 6, 1 / 2], [0.9, 0.8, 0.1, 0.5]
+    mean = sum(w * v for w, v in zip(weights, values, strict=True))
+    assert p.probs[0].tolist() == pytest.approx([mean, 1 - mean])
+    spread = sum(w * (v - mean) ** 2 for w, v in zip(weights, values, strict=True))
+    assert p.variance[0].tolist() == pytest.approx([spread, spread])
+    repeated = [point for point in mixture.members() or []]
+    wanted = naive_uncertainty(naive_probabilities(model, repeated, [torch.ones(1, 1)]))
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(getattr(p, name), tensor, rtol=1e-6, atol=1e-7, msg=name)
+    large = predict(model, mixture, [torch.ones(5000, 1), torch.ones(7, 1)])  # blocks of one draw
+    torch.testing.assert_close(large.variance, p.variance.expand(5007, 2))
+
+
+def test_what_is_shown_is_short() -> None:
+    model = net()
+    p = predict(model, Gauss(model), [torch.randn(900, 3, generator=generator())], samples=2)
+    assert len(repr(p)) < 200 and "examples 900" in repr(p) and "\n" not in repr(p)
+    assert "<td>900</td>" in p._repr_html_() and "tensor" not in p._repr_html_()
+    r = predict_regression(model, Gauss(model), inputs(), samples=2)
+    assert "examples 10 x 3" in repr(r) and "<caption>Regression</caption>" in r._repr_html_()
 
 
 # --- the model afterwards ------------------------------------------------------------------------------------------
@@ -232,7 +266,7 @@ def assert_untouched(model: nn.Module, before: tuple[dict[str, Tensor], list[boo
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_put_back(training: bool) -> None:
     model = normalised().train(training)
-    model[1].training = not training
+    model[2].training = not training
     before = state(model)
     predict(model, Gauss(model), inputs(), samples=3, bn_batches=inputs(), generator=generator())
     assert_untouched(model, before)
@@ -267,8 +301,85 @@ def test_batchnorm_is_refreshed_for_every_draw() -> None:
             wanted.append(torch.softmax(model.eval()(torch.cat(inputs())).double(), 1))
     got = predict(model, Mixture(points), inputs(), bn_batches=inputs())
     torch.testing.assert_close(got.probs, torch.stack(wanted).mean(0), rtol=1e-5, atol=1e-7)
-    without = predict(model, Mixture(points), inputs())
+    with pytest.warns(UserWarning, match="statistics of the BatchNorm layer 1 .* pass bn_batches="):
+        without = predict(model, Mixture(points), inputs())
     assert not torch.allclose(got.probs, without.probs, atol=1e-3)
+
+
+class Moving(nn.Module):
+    """Assigns its buffers anew, writes into one, fills one that was empty, and keeps a tensor of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(3, 3)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("centre", torch.zeros(3))
+        self.register_buffer("written", torch.zeros(3))
+        self.register_buffer("cache", None)
+        self.own = torch.zeros(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        self.centre = 0.9 * self.centre + 0.1 * x.mean(0)
+        self.written += x.mean(0)
+        self.cache = x
+        self.own = self.own + x.mean(0)
+        logits: Tensor = self.linear(x - self.centre + self.written + self.own)
+        return logits
+
+
+@pytest.mark.parametrize("samples", [1, 3, 30])
+def test_buffers_that_a_forward_assigns_anew_are_put_back(samples: int) -> None:
+    model = Moving()
+    held = {name: (id(t), None if t is None else t.clone()) for name, t in model._buffers.items()}
+    own = model.own
+    points = Mixture([Gauss(model).sample(generator=generator(k)) for k in range(samples)])
+    got = predict(model, points, inputs())
+    with applied(model, weights_of(model)):
+        model(inputs()[0])
+    for name, (number, value) in held.items():
+        now = model._buffers[name]
+        assert id(now) == number and (now is None or torch.equal(now, value)), name
+    assert model.own is own
+    # Each draw starts from the same buffers.
+    each = [predict(copy.deepcopy(model), point, inputs()).probs for point in points.members() or []]
+    torch.testing.assert_close(got.probs, torch.stack(each).mean(0), rtol=1e-6, atol=1e-7)
+
+
+def test_weights_that_a_forward_writes_into_are_the_posteriors_no_more() -> None:
+    renorm = nn.Sequential(nn.Embedding(11, 3, max_norm=0.5), nn.Flatten(), nn.Linear(15, 3))
+    ids = [torch.randint(11, (4, 5), generator=generator())]
+    for count in (1, 4):
+        members = [Gauss(renorm, 1.0).sample(generator=generator(k)) for k in range(count)]
+        kept = copy.deepcopy(members)
+        assert predict(renorm, Mixture(members), ids).plan == "copy"
+        for member, before in zip(members, kept, strict=True):
+            assert all(torch.equal(member[name], before[name]) for name in before)
+
+
+def test_statistics_of_other_weights_are_told_once_by_name() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.BatchNorm1d(4), nn.Tanh()), nn.Linear(4, 3))
+    average, both = SWA(), SWA(select=floating)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        for tensor in model.state_dict().values():
+            tensor.copy_(tensor + torch.rand(tensor.shape)) if tensor.is_floating_point() else None
+        average.update(model)
+        both.update(model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        predict(model, Mixture([average.mean()] * 2 + [weights_of(model)]), inputs())
+    assert len(caught) == 1 and "the BatchNorm layer 1.0 belong to other weights" in str(caught[0].message)
+    # No word where statistics belong: refreshed, brought along, those of the weights in the model, or frozen.
+    predict(model, average, inputs(), bn_batches=inputs())
+    predict(model, both, inputs())
+    predict(model, weights_of(model), inputs())
+    with applied(model, average.mean()):
+        refresh_bn(model, inputs())
+        predict(model, average, inputs())
+    model.train()[1].eval()
+    predict(model, average, inputs())
 
 
 # --- batches of any structure --------------------------------------------------------------------------------------
@@ -319,7 +430,13 @@ def stream() -> Iterator[Tensor]:
         ([], {}, "batches gave 0 batches in draw 1, wanted at least one"),
         (inputs(), {"samples": 0}, "samples must be a whole number of at least 1, got 0"),
         (inputs(), {"samples": 2.5}, "samples must be a whole number of at least 1, got 2.5"),
-        (inputs(), {"task": "ranking"}, 'task must be "classification" or "regression", got \'ranking\''),
+        (torch.cat(inputs()), {}, r"batches must be several batches, got one Tensor: pass \[batch\]"),
+        ({"x": inputs()[0]}, {}, r"batches must be several batches, got one dict: pass \[batch\]"),
+        (None, {}, "batches must be several batches, got NoneType: pass a list of batches or a loader"),
+        (3, {}, "batches must be several batches, got int"),
+        ("text", {}, "batches must be several batches, got str"),
+        (inputs(), {"bn_batches": inputs()[0]}, "bn_batches must be several batches, got one Tensor"),
+        (inputs(), {"generator": 5}, "generator must be a torch.Generator, got int"),
         (
             inputs(),
             {"forward": lambda m, b: m(b)[:, :1]},
@@ -330,12 +447,6 @@ def stream() -> Iterator[Tensor]:
         (inputs(), {"forward": lambda m, b: m(b) / 0}, "draw 1, batch 1: the output for example 1 of the batch is not"),
         (["text"], {}, "a batch must be a tensor, .*, got str: pass forward="),
         ([torch.randn(2, 5, 3), torch.randn(2, 6, 3)], {}, r"must agree beyond the first axis, got \(2, 6, 3\)"),
-        (
-            inputs(),
-            {"task": "regression", "forward": lambda m, b: (m(b), -(m(b) ** 2))},
-            "variance must .* not be negative",
-        ),
-        (inputs(), {"task": "regression", "forward": lambda m, b: (m(b), b, b)}, r"\(mean, variance\), got 3 values"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_changes_nothing(batches: Any, arguments: Any, says: str) -> None:
@@ -345,6 +456,20 @@ def test_bad_input_is_one_clear_line_and_changes_nothing(batches: Any, arguments
         predict(model, Gauss(model), batches, **{"samples": 3, **arguments})
     assert "\n" not in str(error.value)
     assert_untouched(model, before)
+
+
+@pytest.mark.parametrize(
+    ("forward", "says"),
+    [
+        (lambda m, b: (m(b), -(m(b) ** 2)), "variance must .* not be negative"),
+        (lambda m, b: (m(b), b, b), r"\(mean, variance\), got 3 values"),
+        (lambda m, b: (m(b), m(b)[:1]), "variance must have the shape of the mean"),
+    ],
+)
+def test_bad_outputs_of_a_regression(forward: Any, says: str) -> None:
+    model = net()
+    with pytest.raises(ValueError, match=says):
+        predict_regression(model, Gauss(model), inputs(), samples=3, forward=forward)
 
 
 def test_a_generator_serves_a_single_draw() -> None:

@@ -1,12 +1,13 @@
 """BatchNorm for the draws of a posterior: each by the control variate of the mean that is nearest to it.
 
-`predict(..., bn="fast")` uses this. For single weights, such as the points of a plane, `bn_reference` at any anchor and
-its `refresh` do the same.
+`predict(..., bn_batches=FastRefresh(batches))` uses this. For single weights, such as the points of a plane,
+`bn_reference` at any anchor and its `refresh` do the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ..averager.posteriors import Drawable, members_of
 from ..weights.named import Weights, applied
 from .reference import BNReference, Refreshed, bn_reference
-from .statistics import layers_of
+from .statistics import measured_layers
 
 Batch = TypeVar("Batch")
 
@@ -28,6 +29,30 @@ class _HasComponents(Protocol):
 @runtime_checkable
 class _HasMean(Protocol):
     def mean(self) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class FastRefresh(Generic[Batch]):
+    """How `predict` shall refresh BatchNorm for many draws: once over all batches, and by two of them for each draw.
+
+    Args:
+        batches: training batches.
+        tolerance: above this estimated error (`BNReference.refresh`) a draw is given more batches, in the end all; None
+            for two batches, whatever the error.
+
+    Raises:
+        ValueError: the tolerance is negative.
+
+    >>> FastRefresh([torch.ones(4, 1)], tolerance=0.1).tolerance
+    0.1
+    """
+
+    batches: Iterable[Batch]
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.tolerance is not None and not self.tolerance >= 0:
+            raise ValueError(f"tolerance must be at least 0, or None for two batches, got {self.tolerance}")
 
 
 class DrawRefresher(Generic[Batch]):
@@ -67,7 +92,7 @@ class DrawRefresher(Generic[Batch]):
         nearest, distance = self._nearest(weights)
         if distance == 0:  # a point, or a draw from a posterior without spread
             batches = bn_reference(model, self._batches, forward=self._forward).batches
-            return Refreshed(batches, dict.fromkeys(layers_of(model), 0.0))
+            return Refreshed(batches, dict.fromkeys(measured_layers(model), 0.0))
         if nearest not in self._references:
             with applied(model, self._anchors[nearest]):
                 self._references[nearest] = bn_reference(model, self._batches, forward=self._forward)
@@ -92,4 +117,4 @@ def _anchors(posterior: Drawable) -> list[Weights]:
         return list(points)
     if isinstance(posterior, _HasMean):
         return [posterior.mean()]
-    raise ValueError(f'{type(posterior).__name__} has no mean() to refresh BatchNorm from: pass bn="exact"')
+    raise ValueError(f"{type(posterior).__name__} has no mean() to refresh BatchNorm from: pass bn_batches=batches")

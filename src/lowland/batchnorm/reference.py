@@ -36,11 +36,12 @@ from .statistics import (
     check_arguments,
     distributed,
     gathering,
-    layers_of,
+    measured_layers,
     reduced,
     refresh_all_,
     restore_,
     restoring,
+    tell_frozen,
     write_,
     zeros,
 )
@@ -109,8 +110,9 @@ def bn_reference(
     check_arguments(weighting, max_batches)
     model = unwrapped(model, compiled=True)
     source = _Source(batches, call if forward is None else forward, weighting, max_batches, synchronise)
-    layers = layers_of(model)
+    layers = measured_layers(model)
     if not layers:
+        tell_frozen(model)
         return BNReference(source, {}, [], 0, 0, keep)
     marks: list[tuple[float, ...]] = []
     sums, parts, seen = source.refresh_all_(model, layers, keep, marks)
@@ -157,7 +159,7 @@ class BNReference(Generic[Batch]):
         if tolerance is not None and not tolerance >= 0:
             raise ValueError(f"tolerance must be at least 0, or None for a fixed number of batches, got {tolerance}")
         model = unwrapped(model, compiled=True)
-        layers = layers_of(model)
+        layers = measured_layers(model)
         self._check(layers)
         with restoring(layers) as saved:
             run, estimates = self._run_few(model, layers, few, tolerance) if layers else (0, {})

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..weights.running import call, unwrapped
-from .statistics import check_arguments, layers_of, refresh_all_
+from .statistics import check_arguments, measured_layers, refresh_all_, tell_frozen
 
 Batch = TypeVar("Batch")
 
@@ -35,8 +35,11 @@ def refresh_bn(
     """Replace the running statistics of every BatchNorm layer by averages over `batches` under the present weights.
 
     Use training batches, with the transforms of training. Only BatchNorm layers are in training mode meanwhile: dropout
-    is off. A model without running statistics is left alone and `batches` is not even opened. Sums are kept in
-    float64, whatever the dtype of the model. A layer that no batch reaches keeps its statistics.
+    is off. Layers that are frozen keep their statistics: those in eval mode in a model that is in training mode, those
+    with momentum 0, and in a model that is in eval mode as a whole those whose weight and bias take no gradients where
+    others do. If that leaves none, a warning says so. A model without running statistics is left alone and `batches` is
+    not even opened. Sums are kept in float64, from inputs in float32 or wider, whatever the dtype of the model. A layer
+    that no batch reaches keeps its statistics.
 
     Afterwards, and also after an exception, momenta, training modes and (after an exception) all statistics are what
     they were, bit for bit; `num_batches_tracked` is the number of batches seen.
@@ -61,8 +64,9 @@ def refresh_bn(
     """
     check_arguments(weighting, max_batches)
     model = unwrapped(model, compiled=True)  # hooks and momenta changed after compilation may go unnoticed
-    layers = layers_of(model)
+    layers = measured_layers(model)
     if not layers:
+        tell_frozen(model)
         return
     run = call if forward is None else forward
     refresh_all_(model, layers, islice(batches, max_batches), run, weighting, synchronise)

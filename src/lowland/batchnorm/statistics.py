@@ -1,10 +1,11 @@
 """What BatchNorm layers see: sums of their batch statistics, gathered by hooks while a model runs.
 
-Shared by `batchnorm` (all batches) and `control_variate` (a few of them).
+Shared by `refresh` (all batches) and `reference` (a few of them).
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -90,6 +91,40 @@ def layers_of(model: nn.Module) -> dict[str, _BatchNorm]:
             )
         layers[name or type(module).__name__] = module
     return layers
+
+
+def measured_layers(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Every layer with running statistics that is not frozen, once, by name.
+
+    Frozen are layers in eval mode in a model that is in training mode, layers with momentum 0, and, in a model that is
+    in eval mode as a whole, layers whose weight and bias take no gradients where other parameters do.
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    >>> _ = model[0].eval()
+    >>> list(measured_layers(model))
+    ['1']
+    """
+    trains = any(parameter.requires_grad for parameter in model.parameters())
+
+    def frozen(layer: _BatchNorm) -> bool:
+        if layer.training or layer.momentum == 0:
+            return layer.momentum == 0
+        own = [parameter for parameter in (layer.weight, layer.bias) if parameter is not None]
+        return model.training or (trains and bool(own) and not any(parameter.requires_grad for parameter in own))
+
+    return {name: layer for name, layer in layers_of(model).items() if not frozen(layer)}
+
+
+def tell_frozen(model: nn.Module) -> None:
+    """Warn where a refresh leaves a model as it is because all its BatchNorm layers are frozen."""
+    names = list(layers_of(model))
+    if names:
+        warnings.warn(
+            f"all BatchNorm layers are frozen and keep their statistics ({', '.join(names[:3])}): put the model in "
+            "training mode first if they shall be measured",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def statistics_of(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -178,11 +213,14 @@ def _checking(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
 def _adding(
     gathered: Gathering, name: str, layer: _BatchNorm, by_samples: bool
 ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    mean, var = statistics_of(layer)  # looked up once: on small batches nn.Module's look-ups are what a hook costs
+    held = statistics_of(layer)  # looked up once: on small batches nn.Module's look-ups are what a hook costs
+    # Buffers of a short type have been rounded; a synchronised layer's alone know what other ranks saw.
+    rounded = held[0].dtype in (torch.bfloat16, torch.float16) and not isinstance(layer, nn.SyncBatchNorm)
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if not module.training:  # forward= has switched to eval mode: nothing was measured
             return
+        mean, var = _of_batch(inputs[0]) if rounded and inputs else held
         sums = gathered.sums[name]
         weight = len(output) if by_samples else 1
         sums.mean.add_(mean, alpha=weight)  # computed in the wider type
@@ -191,6 +229,12 @@ def _adding(
         sums.calls += 1
 
     return add
+
+
+def _of_batch(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance of each channel, (C,), in float32."""
+    var, mean = torch.var_mean(x.float(), [axis for axis in range(x.ndim) if axis != 1], correction=1)
+    return mean, var
 
 
 def distributed() -> bool:

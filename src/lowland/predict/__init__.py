@@ -6,8 +6,8 @@ from .accumulation import Metric as Metric
 from .accumulation import accumulate as accumulate
 from .predict import SAMPLES as SAMPLES
 from .predict import Plan as Plan
-from .predict import Progress as Progress
 from .predict import Refresh as Refresh
 from .predict import predict as predict
+from .predict import predict_regression as predict_regression
 from .prediction import Prediction as Prediction
 from .prediction import Regression as Regression

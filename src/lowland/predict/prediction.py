@@ -9,18 +9,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 from torch import Tensor
 
 from ..calibration.probabilities import entropy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """Class probabilities of N examples and how sure they are; float64, on the CPU, entropies in nats.
 
     Outputs with more axes, such as (N, T, C) for tokens, keep them: C is always last.
+
+    >>> import torch
+    >>> half = torch.full((900, 2), 0.5, dtype=torch.float64)
+    >>> Prediction(half, torch.zeros(900), torch.zeros(900, 2), samples=30)  # doctest: +NORMALIZE_WHITESPACE
+    Prediction(examples 900, classes 2, draws 30, plan loop, mean confidence 0.5000, mean entropy 0.6931 nats,
+    mean mutual information 0.6931 nats)
     """
 
     probs: Tensor  # (N, C) mean over draws
@@ -50,8 +58,24 @@ class Prediction:
         """(N,) its probability."""
         return self.probs.amax(-1)
 
+    def __repr__(self) -> str:
+        rows = self._rows()
+        return f"Prediction({', '.join(f'{name} {value}' for name, value in rows)})"
 
-@dataclass(frozen=True)
+    def _repr_html_(self) -> str:
+        return _table("Prediction", self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        rows = [("examples", _shape(self.probs.shape[:-1])), ("classes", str(self.probs.shape[-1]))]
+        rows += _how(self.samples, self.plan, self.bn_error)
+        if self.probs.numel():
+            rows += [("mean confidence", f"{float(self.confidence.mean()):.4f}")]
+            rows += [("mean entropy", f"{float(self.entropy.mean()):.4f} nats")]
+            rows += [("mean mutual information", f"{float(self.mutual_information.mean()):.4f} nats")]
+        return rows
+
+
+@dataclass(frozen=True, repr=False)
 class Regression:
     """Predicted numbers of N examples and where their variance comes from; float64, on the CPU."""
 
@@ -68,3 +92,36 @@ class Regression:
     def variance(self) -> Tensor:
         """(N, ...) total variance, by the law of total variance."""
         return self.aleatoric_variance + self.epistemic_variance
+
+    def __repr__(self) -> str:
+        rows = self._rows()
+        return f"Regression({', '.join(f'{name} {value}' for name, value in rows)})"
+
+    def _repr_html_(self) -> str:
+        return _table("Regression", self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        rows = [("examples", _shape(self.mean.shape)), *_how(self.samples, self.plan, self.bn_error)]
+        if self.mean.numel():
+            rows += [("mean aleatoric variance", f"{float(self.aleatoric_variance.mean()):.4g}")]
+            rows += [("mean epistemic variance", f"{float(self.epistemic_variance.mean()):.4g}")]
+        return rows
+
+
+def _shape(shape: Sequence[int]) -> str:
+    """Sizes as they are said.
+
+    >>> _shape((900,)), _shape((30, 7))
+    ('900', '30 x 7')
+    """
+    return " x ".join(str(size) for size in shape)
+
+
+def _how(samples: int, plan: str, bn_error: float) -> list[tuple[str, str]]:
+    rows = [("draws", str(samples)), ("plan", plan)]
+    return rows + ([("bn_error", f"{bn_error:.3g}")] if bn_error else [])
+
+
+def _table(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
+    return f"<table><caption>{escape(title)}</caption>{cells}</table>"

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .running import Buffers
 from .selection import Score as Score
 from .selection import Select as Select
 from .selection import Weights as Weights
@@ -193,7 +194,8 @@ def applied(model: nn.Module, weights: Weights) -> Iterator[nn.Module]:
     """Run a block with `weights` in the model; put everything back bit for bit afterwards, also on an exception.
 
     Saved and restored are the tensors that `weights` names and all buffers, so that `refresh_bn` inside the block
-    leaves no trace. What else the block does to the model (training other tensors, moving it) stays.
+    leaves no trace; buffers that a forward pass assigns anew are there again too. What else the block does to the model
+    (training other tensors, moving it) stays.
 
     Raises:
         ValueError: as `copy_to`; nothing has been changed then.
@@ -207,9 +209,9 @@ def applied(model: nn.Module, weights: Weights) -> Iterator[nn.Module]:
     True
     """
     targets = _targets(weights, model)
-    touched = {id(tensor): tensor for tensor in (*targets.values(), *(b.detach() for b in model.buffers()))}
+    buffers = Buffers(model)
     with torch.no_grad():
-        saved = [(tensor, tensor.clone()) for tensor in touched.values()]
+        saved = [(tensor, tensor.clone()) for tensor in {id(tensor): tensor for tensor in targets.values()}.values()]
     try:
         copy_to(model, weights)
         yield model
@@ -218,3 +220,4 @@ def applied(model: nn.Module, weights: Weights) -> Iterator[nn.Module]:
         with torch.no_grad():
             for tensor, original in saved:
                 local(tensor).copy_(local(original))
+        buffers.restore()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from .shards import local
 
 
 def call(model: nn.Module, batch: object) -> object:
@@ -89,3 +91,58 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+class Buffers:
+    """The buffers of a model as they are now: their values, and which tensor stands under which name.
+
+    A forward pass may write into a buffer, or assign another tensor to its name; both are seen and undone. So are other
+    tensors that modules hold as attributes, as far as names go: their values are not kept.
+
+    Args:
+        beside: ids of buffers whose values are someone else's to keep.
+
+    >>> model = nn.BatchNorm1d(1)
+    >>> kept = Buffers(model)
+    >>> model.running_mean = model.running_mean + 1
+    >>> kept.changed()
+    True
+    >>> kept.restore()
+    >>> model.running_mean
+    tensor([0.])
+    """
+
+    def __init__(self, model: nn.Module, beside: Collection[int] = ()) -> None:
+        modules = list(model.modules())
+        self._named = [(m._buffers, key, held) for m in modules for key, held in m._buffers.items()]
+        self._named += [
+            (vars(m), key, held) for m in modules for key, held in vars(m).items() if isinstance(held, Tensor)
+        ]
+        unique = {id(b): b.detach() for m in modules for b in m._buffers.values() if b is not None}
+        with torch.no_grad():
+            self._values = [(key, b, b.clone()) for key, b in unique.items() if key not in beside]
+
+    def changed(self) -> bool:
+        """Say whether a value or a name's tensor is another than it was."""
+        if any(home.get(key) is not held for home, key, held in self._named):
+            return True
+        return not all(torch.equal(torch.nan_to_num(b), torch.nan_to_num(saved)) for _, b, saved in self._values)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the tensors back under their names, and the values into them; a model that was moved stays there."""
+        moved = {}
+        for home, key, held in self._named:
+            now = home.get(key)
+            if now is held:
+                continue
+            if isinstance(now, Tensor) and held is not None and _form(now) != _form(held) and now.shape == held.shape:
+                moved[id(held)] = now
+            else:
+                home[key] = held
+        for number, buffer, saved in self._values:
+            local(moved.get(number, buffer)).copy_(local(saved))
+
+
+def _form(tensor: Tensor) -> tuple[torch.device, torch.dtype]:
+    return tensor.device, tensor.dtype

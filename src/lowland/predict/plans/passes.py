@@ -11,38 +11,25 @@ import torch
 from torch import nn
 
 from ...weights.named import applied
-from .adapters import Folded
 from .places import Held, Places
 from .prefix import Memo
 from .stacked import Stack, Unstackable
 from .sums import Raw, Sums
 
-PLANS = ("auto", "copy", "loop", "prefix", "stacked", "merged")
-
-
-class PlanError(ValueError):
-    """The plan that was asked for cannot run this model."""
-
 
 @dataclass
 class Plan:
-    """How draws are run; `name` is one of `PLANS`, and `alone` the plan for batches with too many rows to stack."""
+    """How draws are run, and `alone` the plan for batches with too many rows to stack."""
 
     name: str
     memo: Memo | None = None
     stack: Stack | None = None
-    folded: Folded | None = None
     alone: Plan | None = None
 
     @property
     def by_batch(self) -> bool:
         """Whether every draw that is held runs on one batch before the next batch is read."""
         return self.stack is not None or (self.memo is not None and bool(self.memo.independent))
-
-    @property
-    def holds(self) -> bool:
-        """Whether it runs draws that are held, and not one after the other as they are made."""
-        return self.by_batch or self.folded is not None
 
 
 @dataclass
@@ -51,7 +38,7 @@ class Passes:
 
     model: nn.Module
     run: Callable[[nn.Module, Any], object]
-    sums: Sums
+    sums: Sums[Any]
     places: Places
 
     def single(self, plan: Plan, held: Held, s: int, batch: Any, number: int = 2, index: int = 0) -> Raw:
@@ -79,9 +66,6 @@ class Passes:
         if plan.name == "copy":
             with applied(self.model, held.draw(s)):
                 yield
-        elif plan.folded is not None:
-            with plan.folded.without_adapters(), plan.folded.places.holding(plan.folded.fold(held.draw(s))):
-                yield
         else:
             with self.places.holding(held.draw(s)):
                 yield
@@ -104,7 +88,7 @@ def identical(one: Raw, other: Raw) -> bool:
     return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def refuse_far(sums: Sums, found: Raw, wanted: Raw) -> None:
+def refuse_far(sums: Sums[Any], found: Raw, wanted: Raw) -> None:
     """Raise Unstackable if a pass does not give what the loop's gave, as far as rounding goes."""
     dtype = max((part.dtype for part in wanted), key=_eps)
     for got, right in zip(sums.read(found), sums.read(wanted), strict=True):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...weights.named import Weights, bare_name, check_same, copy_to
+from ...weights.running import Buffers
 
 
 class Places:
@@ -45,7 +46,7 @@ class Places:
         check_same(self.tensors, like, what=f"writing into {type(model).__name__}")
         self.ids = {id(tensor) for tensor in self.tensors.values()}
         self.obstacle = self._obstacle()
-        self._buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        self._buffers = Buffers(model, beside=self.ids)
         self._home = [] if self.obstacle else [(tensor, tensor.data) for tensor in self._each()]
 
     @property
@@ -83,18 +84,11 @@ class Places:
         for tensor, data in self._home:
             tensor.data = data
         torch.clear_autocast_cache()
-        self.restore_buffers()
-
-    def restore_buffers(self) -> None:
-        """Write back the buffers' values, which a forward pass may have changed."""
-        for buffer, saved in self._buffers:
-            if id(buffer) not in self.ids:
-                buffer.detach().copy_(saved)
+        self._buffers.restore()
 
     def buffers_changed(self) -> bool:
-        """Say whether a forward pass wrote into a buffer that the draws do not name."""
-        pairs = [(b.detach(), saved) for b, saved in self._buffers if id(b) not in self.ids]
-        return not all(torch.equal(torch.nan_to_num(b), torch.nan_to_num(saved)) for b, saved in pairs)
+        """Say whether a forward pass wrote into a buffer that the draws do not name, or put another in its place."""
+        return self._buffers.changed()
 
     def versions(self) -> list[int]:
         """How often each tensor has been written in place: a model that changes its own weights shows here."""

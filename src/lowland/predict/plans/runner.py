@@ -1,19 +1,16 @@
-"""Run a model over batches under many draws of its weights, by the fastest plan that gives the loop's answer.
+"""Run a model over batches under many draws of its weights, by a plan that gives the loop's answer.
 
 Plans:
-    "copy"     each draw is copied into the model and out again; draws one by one.
+    "copy"     each draw is copied into the model and out again, where the model's tensors cannot be pointed elsewhere.
     "loop"     the model's tensors point at the draw; draws one by one.
     "prefix"   as the loop, and what no draw changes runs once per batch (`prefix.py`).
     "stacked"  several draws in one pass, for few rows (`stacked.py`), with the prefix.
-    "merged"   as the prefix, with low-rank adapters folded into the layers below (`adapters.py`).
 
 The loop reads all batches under one draw, then under the next, and holds one draw. The others hold as many draws as fit
 in `HELD` bytes and read the batches once for all of these. For each batch draws are summed in order 1, 2, ..., S in
-every plan (`sums.py`). "copy", "loop" and "prefix" give the same bits. "stacked" and "merged" multiply in another order
-and agree with the loop as far as `tolerance` says.
-
-`"auto"` measures in the first batch (`choice.py`). Times differ from run to run, and with them the plan: name one where
-every bit must come again.
+every plan (`sums.py`). "copy", "loop" and "prefix" give the same bits. "stacked" multiplies in another order and agrees
+with the loop as far as `tolerance` says. The plan follows from the model, the draws and the first batch alone
+(`choice.py`), and so do the bits.
 """
 
 from __future__ import annotations
@@ -27,15 +24,14 @@ from torch import nn
 
 from ...weights.named import Weights, applied
 from .choice import Choice
-from .passes import PLANS as PLANS
-from .passes import Passes, Plan, PlanError
+from .passes import Passes, Plan
 from .places import Held, Places
 from .prefix import free_modules
-from .stacked import FORMS
+from .stacked import FORMS, shares_most
 from .sums import Raw, Sums
 
 HELD = 2**28  # bytes of draws that are held at once
-FEW = 24  # forward passes below which nothing is measured
+FEW = 24  # forward passes in all, below which the loop is not worth improving
 
 
 @dataclass
@@ -44,30 +40,28 @@ class Runner:
 
     Args:
         take: makes the next draw; what it returned before must not be held.
-        wanted: one of `PLANS`.
+        wanted: "auto" or "loop".
     """
 
     model: nn.Module
     batches: Iterable[Any]
     run: Callable[[nn.Module, Any], object]
-    sums: Sums
+    sums: Sums[Any]
     take: Callable[[int], Weights]
     wanted: str = "auto"
-    progress: Callable[[int, int], None] | None = None
     places: Places | None = None
     _passes: Passes | None = None
     _plan: Plan | None = None
-    _told: int = 0
     _size: int = 1
     _odd: Weights | None = None  # a draw that names other tensors than the first, and waits for its turn
-    _known: dict[int, Raw] = field(default_factory=dict)  # what measuring has found for the first batch, by draw
+    _known: dict[int, Raw] = field(default_factory=dict)  # what choosing has found for the first batch, by draw
 
     @property
     def plan(self) -> str:
         """The name of the plan that ran the most draws so far."""
         if self._plan is not None:
             return self._plan.name
-        return "copy" if self.wanted == "copy" or self.places is None or self.places.obstacle else "loop"
+        return "copy" if self.places is None or self.places.obstacle else "loop"
 
     @property
     def total(self) -> int:
@@ -112,19 +106,16 @@ class Runner:
         return len(held)
 
     def _draws_held(self) -> int:
+        """How many draws to hold: 1 where only the loop can be the plan."""
         places = self.places
         assert places is not None
-        explicit = self.wanted in ("prefix", "stacked", "merged")
-        if explicit and places.obstacle:
-            raise PlanError(f'plan="{self.wanted}" cannot run this model: {places.obstacle}; pass plan="auto"')
-        if explicit:
-            return max(1, min(self.total, HELD // max(places.bytes, 1))) if self.total > 1 else 1
-        if self.wanted != "auto" or places.obstacle or self._count() < FEW:
+        if self.wanted == "loop" or places.obstacle or self._count() < FEW:
             return 1
-        size = min(self.total, HELD // max(places.bytes, 1))
         owners = [m for m in self.model.modules() if any(id(p) in places.ids for p in m._parameters.values())]
         frozen = any(True for m in free_modules(self.model, places.ids) for _ in m.parameters())
-        return size if size >= 2 and (frozen or any(type(m) in FORMS for m in owners)) else 1
+        if not frozen and not (shares_most(places) and any(type(m) in FORMS for m in owners)):
+            return 1
+        return max(1, min(self.total, HELD // max(places.bytes, 1)))
 
     def _count(self) -> int:
         """Forward passes to make in all, as far as is known."""
@@ -135,10 +126,18 @@ class Runner:
     def _alone(self, weights: Weights, number: int) -> None:
         places = self.places
         assert places is not None
-        copied = self.plan == "copy" or not places.fits(weights)
-        with applied(self.model, weights) if copied else places.holding(weights):
+        if self.plan == "copy" or not places.fits(weights):
+            with applied(self.model, weights):
+                self._all_batches(number)
+            return
+        if number == 1:  # a copy, should the model write into its weights: the draw's memory is the posterior's
+            weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
+        with places.holding(weights):
+            before = places.versions() if number == 1 else []
             self._all_batches(number)
-        self._tell(number)
+            written = number == 1 and before != places.versions()
+        if written:
+            self._plan = Plan("copy")
 
     def _all_batches(self, number: int) -> None:
         sums, seen = self.sums, 0
@@ -166,30 +165,23 @@ class Runner:
             first = list(islice(batches, 1))
             if not first:
                 self._check_count(0, number)
-            fill = lambda count: self._fill(held, number, count)  # noqa: E731
-            choice = Choice(self._passes, self.wanted, self._count(), held, fill)
+            choice = Choice(self._passes, held, lambda count: self._fill(held, number, count))
             self._plan = choice.plan(first[0])
             self._known = choice.known
         plan = self._plan
-        if plan.holds:
-            self._fill(held, number, held.capacity)
         if not plan.by_batch:
             del batches
             for s in range(len(held)):
                 with self._passes.placed(plan, held, s):
                     self._all_batches(number + s)
-                self._tell(number + s)
-            if not plan.holds:
-                self._size = 1
+            self._size = 1
             return
-        seen, known = 0, len(self.batches) if isinstance(self.batches, Sized) else 0
+        self._fill(held, number, held.capacity)
+        seen = 0
         for batch in _chained(first, batches):
             self._one_batch(plan, held, number, seen, batch)
             seen += 1
-            if known:
-                self._tell(number - 1 + len(held) * seen // known)
         self._check_count(seen, number)
-        self._tell(number - 1 + len(held))
 
     def _one_batch(self, plan: Plan, held: Held, number: int, index: int, batch: Any) -> None:
         assert self._passes is not None
@@ -208,8 +200,7 @@ class Runner:
 
     def _several(self, plan: Plan, held: Held, s: int, number: int, index: int, batch: Any) -> int:
         assert plan.stack is not None and self._passes is not None
-        most = plan.stack.together(batch, len(held))
-        count = min(most if self.wanted == "auto" else max(2, most), len(held) - s)
+        count = min(plan.stack.together(batch, len(held)), len(held) - s)
         if count > 1:
             try:
                 found = self._passes.stacked(plan, held, s, count, batch)
@@ -222,12 +213,6 @@ class Runner:
         raw = self._passes.single(plan.alone or plan, held, s, batch, number + s, index)
         self.sums.add(index, number + s, raw)
         return 1
-
-    def _tell(self, done: int) -> None:
-        while self._told < done:
-            self._told += 1
-            if self.progress is not None:
-                self.progress(self._told, self.total)
 
 
 def _chained(first: list[Any], rest: Iterator[Any]) -> Iterator[Any]:

@@ -57,6 +57,7 @@ class Stack:
                 raise Unstackable(f"a {type(module).__name__} holds sampled tensors itself and in modules inside")
         if not any(type(module) in FORMS for module in self.owners):
             raise Unstackable("no sampled tensor belongs to a layer with a batched form")
+        self.most = ROWS
         self.leading = 0  # rows that reach the sampled layers for one draw in the first batch
         self._elements = 0  # of the first batch's tensors
         self._layout: list[bool] | None = None
@@ -110,7 +111,9 @@ class Stack:
 
     @property
     def promising(self) -> bool:
-        """Whether most of what is sampled belongs to layers with a batched form."""
+        """Whether the draws share at least half of the model, and most of what is sampled has a batched form."""
+        if not shares_most(self.places):
+            return False
         sizes = {name: tensor.numel() for name, tensor in self.places.tensors.items()}
         formed = {name for module, names in self.owners.items() if type(module) in FORMS for name in names.values()}
         return sum(sizes[name] for name in formed) >= 0.9 * sum(sizes.values())
@@ -266,6 +269,16 @@ def _per_draw(x: Tensor, value: Tensor | None, count: int, multiply: bool = Fals
     split = _by_draw(x, count)
     value = value.reshape(count, *(1,) * (split.ndim - value.ndim), *value.shape[1:])
     return (split * value if multiply else split + value).view(x.shape)
+
+
+def shares_most(places: Places) -> bool:
+    """Say whether the model's parameters are at least twice what one draw names: passes over shared weights are saved.
+
+    >>> model = nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 1))
+    >>> shares_most(Places(model, {"1.weight": torch.zeros(1, 9)})), shares_most(Places(model, model.state_dict()))
+    (True, False)
+    """
+    return sum(p.numel() * p.element_size() for p in places.model.parameters()) > 2 * places.bytes
 
 
 @contextmanager

@@ -6,6 +6,8 @@ probabilities and merged into the running mean and sum of squares (Chan, Golub, 
 
     mean += d m / n,    squares += squares_m + d^2 (n - m) m / n,    d = mean_m - mean    after m more draws, n in all
 
+where a draw that counts several times, as a point of a small component of a mixture does, adds that often to m and n.
+
 The blocks follow from the outputs' shapes alone. So the sums are the same bits in whichever order passes are made, as
 long as the draws of each batch come in order.
 """
@@ -16,7 +18,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import isfinite
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +31,7 @@ from ..prediction import Prediction, Regression
 BLOCK = 4096  # numbers in a block, about: the operations on one cost what those on a single row do
 PATIENCE = 0.05  # seconds after which an output is checked as it comes
 
+Result = TypeVar("Result", Prediction, Regression)
 Raw = tuple[Tensor, ...]  # what one pass gave, as the model gave it: logits, a mean, or a mean and a variance
 
 
@@ -46,11 +51,12 @@ class _Group:
     other: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
-class Sums(ABC):
+class Sums(ABC, Generic[Result]):
     """What is kept over draws, for each batch in order.
 
     Args:
         samples: draws to come in all.
+        counts: how often each counts; None for once.
 
     >>> sums = Classes(2)
     >>> for draw in (1, 2):
@@ -60,8 +66,11 @@ class Sums(ABC):
     [0.5, 0.5]
     """
 
-    def __init__(self, samples: int) -> None:
+    def __init__(self, samples: int, counts: Sequence[int] | None = None) -> None:
         self.samples = samples
+        self._counts = list(counts or [1] * samples)
+        self._before = [0, *accumulate(self._counts)]  # what all draws up to one count
+        self._alike = len(set(self._counts)) <= 1
         self._groups: list[_Group] = []
         self._home: list[_Group] = []  # by batch
         self._shapes: list[torch.Size] = []  # of the first draw's values, by batch
@@ -80,7 +89,7 @@ class Sums(ABC):
         """Return the value to average with its spread, and the value to average alone; float64 on the CPU."""
 
     @abstractmethod
-    def result(self, plan: str) -> Prediction | Regression: ...
+    def result(self, plan: str) -> Result: ...
 
     def add(self, index: int, number: int, raw: Raw) -> None:
         """Take what `raw` found for batch `index` under draw `number`; for each batch the draws come in order."""
@@ -167,24 +176,32 @@ class Sums(ABC):
                 self.check(raw, group.done + 1 + place // group.batches, group.first + place % group.batches)
             raise
         value, other = (part.view(count, -1, *part.shape[1:]) for part in self.read(whole))
-        mean, other = _mean(value), _mean(other)
-        spread = (value - mean).square_().sum(0) if count > 1 else torch.zeros_like(mean)
-        before, group.done = group.done, group.done + count
+        first, group.done = group.done, group.done + count
+        before, done = self._before[first], self._before[group.done]
+        counts = None if self._alike else torch.tensor(self._counts[first : group.done], dtype=torch.float64)
+        mean, other = _mean(value, counts), _mean(other, counts)
+        spread = torch.zeros_like(mean) if count == 1 else _sum((value - mean).square_(), counts)
+        if self._alike:  # all count once, as far as sums go
+            before, done = first, group.done
         if before == 0:
             group.mean, group.squares, group.other = mean, spread, other
             return
-        deviation = mean - group.mean
-        group.mean += deviation * (count / group.done)
-        group.squares += spread.addcmul_(deviation, deviation, value=before * count / group.done)
-        group.other += (other - group.other) * (count / group.done)
+        deviation, share = mean - group.mean, (done - before) / done
+        group.mean += deviation * share
+        group.squares += spread.addcmul_(deviation, deviation, value=before * (done - before) / done)
+        group.other += (other - group.other) * share
 
     def _all(self) -> tuple[Tensor, Tensor, Tensor]:
         """The mean, the variance over draws, and the mean of the value that has no spread, of all rows."""
         mean, squares, other = ([getattr(g, name) for g in self._groups] for name in ("mean", "squares", "other"))
-        return torch.cat(mean), torch.cat(squares) / self.samples, torch.cat(other)
+        return (
+            torch.cat(mean),
+            torch.cat(squares) / (self.samples if self._alike else self._before[-1]),
+            torch.cat(other),
+        )
 
 
-class Classes(Sums):
+class Classes(Sums[Prediction]):
     """Probabilities from logits, and their entropies."""
 
     def raw(self, output: object, number: int, index: int) -> Raw:
@@ -192,8 +209,8 @@ class Classes(Sums):
         if logits.ndim < 2 or logits.shape[-1] < 2:
             raise ValueError(
                 f"forward must return logits (B, C) with C >= 2, got {tuple(logits.shape)} in {where(number, index)}; "
-                "for one logit z of a binary model return torch.stack([0 * z, z], -1), for numbers pass "
-                'task="regression"'
+                "for one logit z of a binary model return torch.stack([0 * z, z], -1), for numbers call "
+                "predict_regression"
             )
         return (logits,)
 
@@ -209,7 +226,7 @@ class Classes(Sums):
         return Prediction(probs, expected, variance, self.samples, plan)
 
 
-class Numbers(Sums):
+class Numbers(Sums[Regression]):
     """Means, and variances where the model predicts them."""
 
     def raw(self, output: object, number: int, index: int) -> Raw:
@@ -272,7 +289,13 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to("cpu").to(torch.float64)
 
 
-def _mean(values: Tensor) -> Tensor:
+def _mean(values: Tensor, counts: Tensor | None) -> Tensor:
     """The mean over the first axis, exact where all are equal; new memory."""
     first = values[0]
-    return first.clone() if len(values) == 1 else first + (values - first).mean(0)
+    if len(values) == 1:
+        return first.clone()
+    return first + ((values - first).mean(0) if counts is None else _sum(values - first, counts) / counts.sum())
+
+
+def _sum(values: Tensor, counts: Tensor | None) -> Tensor:
+    return values.sum(0) if counts is None else torch.tensordot(counts, values, dims=([0], [0]))
