@@ -162,7 +162,7 @@ def test_torch_files_keep_ties_strides_and_checksums(tmp_path: Path) -> None:
     assert open_checkpoint(inputs[0]).ties() == [("embed.weight", "head.weight")]
     average(inputs, tmp_path / "out.pt", through(SWA))
     content = torch.load(tmp_path / "out.pt", weights_only=True)
-    assert list(content) == ["model"]  # an optimiser's state is no part of an average
+    assert list(content) == ["model", "epoch"]  # an optimiser's state is no part of an average
     got = read(tmp_path / "out.pt")
     assert got["head.weight"].data_ptr() == got["embed.weight"].data_ptr()
     wanted = in_memory(SWA())
@@ -189,8 +189,7 @@ def test_mixed_kinds_and_types_are_paired_by_name(tmp_path: Path) -> None:
     average(inputs, tmp_path / "out", through(SWA))
     got = read(tmp_path / "out")
     mean = (weights_at(0)["layer.weight"].double() + 2 * wide["layer.weight"].double()) / 3
-    torch.testing.assert_close(got["layer.weight"], mean.bfloat16())
-    assert got["layer.weight"].dtype == torch.bfloat16
+    torch.testing.assert_close(got["layer.weight"], mean.float())  # the widest type of the three
 
 
 def test_averages_that_lowland_saved_are_ingredients(tmp_path: Path) -> None:

@@ -165,7 +165,8 @@ def test_outputs_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     inputs = [single(tmp_path / str(step), weights_at(step)) for step in range(2)]
     with pytest.raises(OSError, match="is there already: name another output"):
         average(inputs, inputs[0], through(SWA))
-    refused(inputs, tmp_path / "no" / "out", "the folder .* does not exist; make it first")
+    (tmp_path / "file").touch()
+    refused(inputs, tmp_path / "file" / "out", "file is no folder; name another output")
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
     refused(inputs, tmp_path / "out", "0.00 GB are needed, 0.00 GB are free; make room")
     assert not list(tmp_path.glob(".*"))

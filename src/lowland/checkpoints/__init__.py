@@ -4,6 +4,7 @@ Checkpoints are folders or files of safetensors, of `torch.save`, of `torch.dist
 lowland's own state files. What reduces them is handed in: a function of `lowland.soup`, or an averager.
 """
 
+from .account import Account as Account
 from .average import Merge as Merge
 from .average import average as average
 from .average import plan_average as plan_average
@@ -11,7 +12,9 @@ from .average import through as through
 from .describe import describe as describe
 from .draw import sample as sample
 from .inputs import expand as expand
+from .inputs import final_models as final_models
 from .layout import Checkpoint as Checkpoint
+from .layout import Left as Left
 from .layout import Shard as Shard
 from .layout import Stored as Stored
 from .plan import Estimate as Estimate

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,10 +12,13 @@ import torch
 
 from ..averager.averager import Averager
 from ..weights.named import Weights
-from .layout import Checkpoint, Shard
+from .account import account_of
+from .beside import beside, record_for
+from .layout import Checkpoint, Left, Shard, is_file_name
+from .manifold import derived, groups_of, ingredients_of
 from .output import Assembly, check_target, sizes
-from .plan import Plan, opened, room, settings_of
-from .streaming import Job, Key, Place, Report, cut, stream
+from .plan import Plan, opened, room, settings_of, types_of
+from .streaming import Job, Key, Piece, Place, Report, cut, stream
 
 Merge = Callable[[Iterator[Weights]], Weights]
 
@@ -59,39 +59,61 @@ def plan_average(
     *,
     dtype: torch.dtype | None = None,
     check_finite: bool = True,
+    also_left: Sequence[tuple[Left, tuple[int, ...]]] = (),
 ) -> Plan:
-    """Check an average without making it; `run` of the plan does. Arguments and errors as `average`."""
-    checkpoints = opened(inputs)
+    """Check an average without making it; `run` of the plan does. Arguments and errors as `average`.
+
+    Args:
+        also_left: what the choice of inputs left out, for the account.
+    """
+    checkpoints, said = opened(inputs)
     target = Path(out)
     check_target(target)
     if dtype is not None and dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"dtype must be float64, float32, float16 or bfloat16, got {dtype}")
-    shards = shards_of(checkpoints[0], target)
+    first = checkpoints[0]
+    types, differ = types_of(checkpoints)
+    if dtype is not None:
+        types = {name: dtype if own.is_floating_point else own for name, own in types.items()}
+        differ = []
+    shards = shards_of(checkpoints, target)
     read = sum(checkpoint.nbytes for checkpoint in checkpoints)
-    shaped = {name: v for shard in shards for name, v in sizes(checkpoints[0].tensors, shard.names, dtype).items()}
+    shaped = {name: v for shard in shards for name, v in sizes(first.tensors, shard.names, types).items()}
     written = sum(d.itemsize * prod(shape) for d, shape in shaped.values())
-    settings = settings_of(checkpoints, merge, dtype=str(dtype or "of the input").removeprefix("torch."))
+    known = groups_of(first.tensors)
+    kept = "the widest of the inputs" if differ else "of the input"
+    settings = settings_of(checkpoints, merge, dtype=str(dtype or kept).removeprefix("torch."))
+    names = [name for shard in shards for name in shard.names]
+    floats = [name for name in names if first.tensors[name].dtype.is_floating_point]
+    others = [name for name in names if not first.tensors[name].dtype.is_floating_point]
+    kinds = [f"{g.names[0]} and what belongs to it: averaged as the weight of a {g.kind}" for g in known[:1]]
+    copy = ["one input: its weights are copied, not averaged"] if len(checkpoints) == 1 else []
+    beside_weights = [".".join(keys) for shard in shards for keys in shard.carried]
+    account = account_of(
+        checkpoints, floats, [*said, *differ, *kinds, *copy], carried=[*others, *beside_weights], also=also_left
+    )
 
     def run(plan: Plan, report: Report, restart: bool) -> None:
         room(plan)
-        first = plan.checkpoints[0]
         ties = tied_names(plan.checkpoints)
         with Assembly(target, plan.settings, restart=restart) as assembly:
-            places, aliases = room_for(assembly, first, shards, dtype, ties)
-            names = [name for shard in shards for name in shard.names if name not in aliases]
-            floats = [name for name in names if first.tensors[name].dtype.is_floating_point]
-            others = [name for name in names if not first.tensors[name].dtype.is_floating_point]
-            jobs = cut(plan.checkpoints, floats, _BYTES_AN_ELEMENT)
-            copies = cut(plan.checkpoints[-1:], others, _BYTES_AN_ELEMENT)
+            places, aliases = room_for(assembly, first, shards, types, ties)
+            grouped = {name for group in known for name in group.names}
+            alone = [name for name in floats if name not in aliases and name not in grouped]
+            jobs = cut(plan.checkpoints, alone, _BYTES_AN_ELEMENT)
+            jobs += [tuple(Piece(name, 0, first.tensors[name].numel) for name in group.names) for group in known]
+            copies = cut(plan.checkpoints[-1:], [name for name in others if name not in aliases], _BYTES_AN_ELEMENT)
 
             def averaged(ingredients: Iterator[Weights]) -> dict[Key, torch.Tensor]:
-                return {("", name): tensor for name, tensor in merge(ingredients).items()}
+                mean = derived(merge(ingredients_of(ingredients, known)), known) if known else merge(ingredients)
+                return {("", name): tensor for name, tensor in mean.items()}
 
             _pass(plan.checkpoints, jobs, 0, averaged, places, assembly, report, check_finite)
             _pass(plan.checkpoints[-1:], copies, len(jobs), _same, places, assembly, report, False)
-            assembly.finish(lambda folder: beside(folder, first, shards, places, plan.settings))
+            record = record_for(plan)
+            assembly.finish(lambda folder: beside(folder, first, shards, places, record), record)
 
-    return Plan(checkpoints, target, read, written, settings, run)
+    return Plan(checkpoints, target, read, written, settings, account, run)
 
 
 def average(
@@ -106,18 +128,20 @@ def average(
 ) -> Path:
     """Average checkpoints stretch by stretch in bounded memory, and write the result as a checkpoint.
 
-    The result has the files, shard index, names and types of the first input; a distributed checkpoint becomes
-    safetensors. Sums are kept in float32 or wider. Tensors other than floating-point ones are those of the last input.
-    Small files beside the first input's weights, such as a configuration and a tokeniser, are copied. Given again after
-    a kill, the same call goes on where it stopped and ends with the same bytes.
+    The result has the files, shard index and names of the first input; a distributed checkpoint becomes safetensors.
+    Where types differ, the widest is written. Sums are kept in float32 or wider. Tensors other than floating-point ones
+    are those of the last input, and so is the plain data beside a torch file's weights. Weights stored under weight
+    norm or spectral norm are averaged as weights. Small files beside the first input's weights, such as a configuration
+    and a tokeniser, are copied. The merge file says what became of every tensor. Given again after a kill, the same
+    call goes on where it stopped and ends with the same bytes.
 
     Args:
         inputs: paths or opened checkpoints, the oldest first.
-        out: a folder, or a file ending in `.safetensors`, `.pt`, `.pth` or `.bin`.
+        out: a folder, or a file ending in `.safetensors`, `.pt`, `.pth`, `.bin` or `.ckpt`.
         merge: what reduces an iterator of weights to weights: `lowland.soup.uniform`,
             `functools.partial(lowland.soup.weighted, coefficients=...)`, `through(lowland.SWA)` or your own. It is
             called for every stretch, from several threads.
-        dtype: of the floating-point tensors written; None keeps each tensor's own.
+        dtype: of the floating-point tensors written; None keeps each tensor's own, or the widest of the inputs.
         check_finite: refuse NaN and infinities by file and tensor.
         restart: forget an unfinished run.
         report: called with numbers of bytes as they are read and written.
@@ -142,14 +166,33 @@ def average(
     return plan.run(report, restart=restart)
 
 
-def shards_of(first: Checkpoint, target: Path) -> tuple[Shard, ...]:
+def shards_of(checkpoints: Sequence[Checkpoint], target: Path) -> tuple[Shard, ...]:
     """Return the files of the output: those of the first input, or one if the target names a file."""
-    if target.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
-        return first.shards
-    names = tuple(name for shard in first.shards for name in shard.names)
+    first, last = checkpoints[0], checkpoints[-1]
+    shards = tuple(replace(s, carried=_carried(s, last) if s.torch else {}) for s in first.shards)
+    if not is_file_name(target):
+        return shards
+    parts = [shard.prefix.rstrip("/") for shard in shards if shard.prefix]
+    if parts:
+        raise ValueError(f"{first.path} holds several models, {parts[:4]} among them: name a folder as output, no file")
+    names = tuple(name for shard in shards for name in shard.names)
     if target.suffix == ".safetensors":
-        return (Shard(target.name, names, first.shards[0].metadata or {"format": "pt"}),)
-    return (Shard(target.name, names, under=first.shards[0].under, torch=True),)
+        return (Shard(target.name, names, shards[0].metadata or {"format": "pt"}),)
+    carried = {keys: value for shard in shards for keys, value in shard.carried.items()}
+    return (Shard(target.name, names, under=shards[0].under, torch=True, carried=carried),)
+
+
+def _carried(own: Shard, last: Checkpoint) -> dict[tuple[str, ...], Any]:
+    """What the last input's file holds beside its weights, under the keys of the first input's."""
+    beside = next((s for s in last.shards if s.torch and s.file == own.file), None)
+    beside = beside or next((s for s in last.shards if s.torch), None)
+    if beside is None:
+        return {}
+    depth = len(beside.under)
+    return {
+        (*own.under, *keys[depth:]) if keys[:depth] == beside.under else keys: value
+        for keys, value in beside.carried.items()
+    }
 
 
 def _pass(
@@ -197,47 +240,25 @@ def tied_names(checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
 
 
 def room_for(
-    assembly: Assembly, first: Checkpoint, shards: Sequence[Shard], dtype: torch.dtype | None, ties: Mapping[str, str]
+    assembly: Assembly,
+    first: Checkpoint,
+    shards: Sequence[Shard],
+    types: Mapping[str, torch.dtype],
+    ties: Mapping[str, str],
 ) -> tuple[dict[Key, Place], set[str]]:
     """Make room for every shard and return the places; names that share another's room are given apart."""
     places: dict[Key, Place] = {}
     aliases: set[str] = set()
     for shard in shards:
-        shaped = sizes(first.tensors, shard.names, dtype)
+        shaped = sizes(first.tensors, shard.names, types)
+        bare = {name: name.removeprefix(shard.prefix) for name in shaped}
+        inside = {bare[name]: entry for name, entry in shaped.items()}
         if shard.torch:
             own = {name: to for name, to in ties.items() if name in shaped and to in shaped}
             aliases |= set(own)
-            made = assembly.add_torch(shard.file, shaped, own, shard.under)
+            tied = {bare[name]: bare[to] for name, to in own.items()}
+            made = assembly.add_torch(shard.file, inside, tied, shard.under, shard.carried)
         else:
-            made = assembly.add_safetensors(shard.file, shaped, shard.metadata)
-        places |= {("", name): place for name, place in made.items()}
+            made = assembly.add_safetensors(shard.file, inside, shard.metadata)
+        places |= {("", name): made[bare[name]] for name in shaped}
     return places, aliases
-
-
-# What belongs to the run that wrote a checkpoint, or holds weights.
-_LEFT = re.compile(
-    r"(optimizer|scheduler|scaler|training_args|rng_state|random_states|trainer_state|latest|zero_to_fp32).*"
-    r"|\..*|lowland_merge\.json|.*\.(safetensors|bin|pt|pth|ckpt|distcp|h5|msgpack|gguf|onnx|index\.json)"
-)
-_SMALL = 64 << 20
-
-
-def beside(
-    folder: Path, first: Checkpoint, shards: Sequence[Shard], places: Mapping[Key, Place], settings: Mapping[str, Any]
-) -> None:
-    """Put the shard index, the small files of the first input and a record of the merge into the output."""
-    if first.path.is_dir():
-        for file in sorted(first.path.iterdir()):
-            if file.is_file() and not _LEFT.fullmatch(file.name) and file.stat().st_size <= _SMALL:
-                shutil.copyfile(file, folder / file.name)
-    if first.index is not None and shards == first.shards:
-        name, content = first.index
-        total = sum(place.numel * place.dtype.itemsize for place in places.values())
-        metadata = {**content.get("metadata", {}), "total_size": total}
-        _json(folder / name, {**content, "metadata": metadata})
-    record = {**settings, "inputs": [entry["path"] for entry in settings["inputs"]]}
-    _json(folder / "lowland_merge.json", record)
-
-
-def _json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

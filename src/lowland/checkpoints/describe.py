@@ -11,10 +11,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from .adapters import read_config
+from .layout import Checkpoint
 from .sources import open_checkpoint
 
 
-def describe(path: str | Path) -> dict[str, Any]:
+def describe(path: str | Path, *, key: str | None = None) -> dict[str, Any]:
     """Return plain data that says what a checkpoint or a state file holds; no tensor is read.
 
     Always `class`, `bytes` and `parts`. A part of a state has its class, updates, tensors, numbers, bytes and
@@ -37,7 +39,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     if not source.exists():
         raise FileNotFoundError(f"there is no file {source}")
     state = _state(source) if source.suffix == ".safetensors" and source.is_file() else None
-    return state or _checkpoint(source)
+    return state or _checkpoint(source, key)
 
 
 def _state(source: Path) -> dict[str, Any] | None:
@@ -86,23 +88,46 @@ def _itemsize(dtype: str) -> int:
     return _BITS.get(dtype, int("".join(filter(str.isdigit, dtype.split("_")[0])) or 8)) // 8
 
 
-def _checkpoint(source: Path) -> dict[str, Any]:
-    checkpoint = open_checkpoint(source)
+def _checkpoint(source: Path, key: str | None) -> dict[str, Any]:
+    checkpoint = open_checkpoint(source, key=key)
     types: Counter[str] = Counter()
     for stored in checkpoint.tensors.values():
-        types[str(stored.dtype).removeprefix("torch.")] += stored.numel
+        types[_short(stored.dtype)] += stored.numel
+    config = read_config(source)
+    shown = ("peft_type", "r", "lora_alpha", "alpha", "use_rslora", "use_dora", "base_model_name_or_path")
     return {
         "class": checkpoint.kind,
         "bytes": checkpoint.nbytes,
         "tensors": len(checkpoint.tensors),
         "numbers": dict(types),
         "tied": [list(group) for group in checkpoint.ties()],
-        "parts": [
+        "parts": _files(checkpoint),
+        "names": {n: {"dtype": _short(s.dtype), "shape": list(s.shape)} for n, s in checkpoint.tensors.items()},
+        "left": [{"name": left.name, "tensors": left.tensors, "why": left.why} for left in checkpoint.left],
+        **({"adapter": {k: config[k] for k in shown if config.get(k) is not None}} if config else {}),
+    }
+
+
+def _files(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """The files in which the tensors lie: of a distributed checkpoint its own, not those of an average."""
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    if all((folder / shard.file).is_file() for shard in checkpoint.shards):
+        return [
             {
                 "file": shard.file,
                 "tensors": len(shard.names),
                 "bytes": sum(checkpoint.tensors[name].nbytes for name in shard.names),
             }
             for shard in checkpoint.shards
-        ],
-    }
+        ]
+    held: dict[str, dict[str, int]] = {}
+    for stored in checkpoint.tensors.values():
+        for file in {run.path.name for run in stored.runs}:
+            own = held.setdefault(file, {"tensors": 0, "bytes": 0})
+            own["tensors"] += 1
+            own["bytes"] += sum(run.length * stored.dtype.itemsize for run in stored.runs if run.path.name == file)
+    return [{"file": file, **numbers} for file, numbers in sorted(held.items())]
+
+
+def _short(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")

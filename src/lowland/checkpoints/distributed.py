@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,93 +14,195 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import Checkpoint, Run, Shard, Stored, nest_of
-from .torchfiles import load_structure, stored_at
+from .archive import dtype_of
+from .layout import NESTS, Checkpoint, Left, Run, Shard, Stored, nest_of, of_training
+from .pickles import LONGEST, Object, loads
+from .torchfiles import read_piece
 
 # Shards of the output, as a distributed checkpoint is written as safetensors.
 SHARD_BYTES = 5 * 10**9
+_MODULE = "torch.distributed.checkpoint."
 
-_ALLOWED = {
-    "torch.distributed.checkpoint.metadata": {
-        *("Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "BytesStorageMetadata"),
-        *("MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING"),
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    "pathlib": {"PosixPath", "PurePosixPath", "Path", "WindowsPath"},
-    "collections": {"OrderedDict"},
-    "builtins": {"set", "frozenset", "getattr"},
-}
+Path_ = tuple[str, ...]
 
 
-class _Metadata(pickle.Unpickler):
-    """Reads the metadata of a distributed checkpoint and no other class."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        if name in _ALLOWED.get(module, ()) and name != "getattr":
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it wants {module}.{name}")
-
-
-def open_distributed(folder: Path) -> Checkpoint:
+def open_distributed(folder: Path, key: str | None = None) -> Checkpoint:
     """Read the metadata of a folder that `torch.distributed.checkpoint.save` wrote.
 
-    If its tensors lie under one of the usual keys of a model's weights, those are taken without that key; optimisers
-    and the like are left. The output is written as safetensors shards.
+    The weights are those under `key`, else under the first of the usual keys of a model's weights at the first or the
+    second level (`model`, `app.model`), without that key; else everything but optimisers, schedulers and the other
+    state of training. The output is written as safetensors shards.
 
     Raises:
-        ValueError: the metadata is damaged or holds foreign classes, or a file is missing or cut short.
+        ValueError: the metadata is damaged or holds foreign classes, a file is missing or cut short, or there are
+            several models.
     """
+    file = folder / ".metadata"
     try:
-        with (folder / ".metadata").open("rb") as file:
-            metadata = _Metadata(file).load()
-        pieces = {
-            (index.fqn, tuple(index.offset or ())): info
-            for index, info in metadata.storage_data.items()
-            if hasattr(info, "relative_path")
-        }
-        held = {name: entry for name, entry in metadata.state_dict_metadata.items() if hasattr(entry, "chunks")}
-        paths = {name: tuple(map(str, (metadata.planner_data or {}).get(name, (name,)))) for name in held}
-    except Exception as error:  # a pickle can fail in any way
+        if file.stat().st_size > LONGEST:
+            raise ValueError(f"it has more than {LONGEST} bytes")
+        metadata = loads(file.read_bytes())
+        pieces, held, paths = _entries(metadata)
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(
-            f"{folder / '.metadata'} cannot be read as metadata of torch.distributed.checkpoint "
-            f"({type(error).__name__}: {error})"
+            f"{file} cannot be read as metadata of torch.distributed.checkpoint ({type(error).__name__}: {error}): "
+            "copy or save it anew"
         ) from None
-    while len(paths) > 0 and (key := nest_of(path[0] for path in paths.values() if len(path) > 1)) is not None:
-        paths = {name: path[1:] for name, path in paths.items() if path[0] == key and len(path) > 1}
+    paths, left = _weights(folder, paths, key)
     ends: dict[str, int] = {}
     for info in pieces.values():
-        ends[str(info.relative_path)] = max(ends.get(str(info.relative_path), 0), info.offset + info.length)
+        ends[info.file] = max(ends.get(info.file, 0), info.offset + info.length)
     for part, end in ends.items():
         if Path(part).name != part or not (folder / part).is_file():
-            raise ValueError(f"{folder / '.metadata'} names the file {part!r}, which is not in its folder")
+            raise ValueError(f"{file} names the file {part!r}, which is not in its folder")
         if (folder / part).stat().st_size < end:
             raise ValueError(f"{folder / part} is cut short: copy or save it anew")
-    tensors = {".".join(path): _tensor(folder, name, held[name], pieces) for name, path in paths.items()}
+    tensors: dict[str, Stored] = {}
+    for name, path in paths.items():
+        own = ".".join(path)
+        if own in tensors:
+            raise ValueError(f"{folder} holds two tensors by the name {own}: take one with --key")
+        tensors[own] = _tensor(folder, name, held[name], pieces)
     if not tensors:
         raise ValueError(f"{folder} holds no tensors")
-    return Checkpoint(folder, "torch.distributed.checkpoint", tensors, *_layout(tensors))
+    shards, index = _layout(tensors)
+    return Checkpoint(
+        folder, "torch.distributed.checkpoint", tensors, shards, {index[0]: index[1]} if index else {}, left=left
+    )
 
 
-def _tensor(folder: Path, name: str, entry: Any, pieces: dict[Any, Any]) -> Stored:
-    shape, dtype = tuple(entry.size), entry.properties.dtype
+@dataclass(frozen=True)
+class _Info:
+    """Where a piece lies."""
+
+    file: str
+    offset: int
+    length: int
+    compressed: bool
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor of the metadata: its type, its shape, and where each piece begins and its shape."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    chunks: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+
+
+def _entries(metadata: Any) -> tuple[dict[Any, _Info], dict[str, _Entry], dict[str, Path_]]:
+    if not isinstance(metadata, Object) or metadata.name != f"{_MODULE}metadata.Metadata":
+        raise ValueError(f"it holds {getattr(metadata, 'name', type(metadata).__name__)}")
+    pieces = {}
+    for index, info in (metadata.get("storage_data") or {}).items():
+        file = info.get("relative_path") if isinstance(info, Object) else None
+        if file is not None and isinstance(index, Object):
+            where = index.get("offset")
+            offset, length = _whole(info.get("offset")), _whole(info.get("length"))
+            pieces[str(index.get("fqn")), _shape(where or ())] = _Info(
+                str(file), offset, length, bool(info.get("transform_descriptors"))
+            )
+    held = {}
+    for name, entry in metadata.get("state_dict_metadata").items():
+        if isinstance(entry, Object) and entry.get("chunks") is not None:
+            chunks = tuple((_shape(c.get("offsets")), _shape(c.get("sizes"))) for c in entry.get("chunks"))
+            properties = entry.get("properties")
+            state = properties.state
+            dtype = dtype_of(state[0] if isinstance(state, tuple) else properties.get("dtype"))
+            held[str(name)] = _Entry(dtype, _shape(entry.get("size")), chunks)
+    planned = metadata.get("planner_data") or {}
+    if not isinstance(planned, dict):
+        planned = {}
+    return pieces, held, {name: tuple(map(str, planned.get(name) or (name,))) for name in held}
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise TypeError(f"a place must be a whole number, got {type(value).__name__}")
+    return value
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if len(value) > 64:
+        raise TypeError("a shape has at most 64 axes")
+    return tuple(_whole(number) for number in value)
+
+
+def _weights(folder: Path, paths: dict[str, Path_], key: str | None) -> tuple[dict[str, Path_], tuple[Left, ...]]:
+    """The tensors of the model by their paths inside it, and what is left."""
+    everything = paths
+    if key is not None:
+        paths = _inside(paths, key)
+        if not paths:
+            raise ValueError(f"{folder} has no tensors under the key {key!r}: it has {sorted(everything)[:5]}")
+    else:
+        outer = _second_level(folder, paths)
+        if outer is not None:
+            paths = {name: path[1:] for name, path in paths.items() if path[0] == outer and len(path) > 1}
+        nested = False
+        while paths and (nest := nest_of(path[0] for path in paths.values() if len(path) > 1)) is not None:
+            paths = {name: path[1:] for name, path in paths.items() if path[0] == nest and len(path) > 1}
+            nested = True
+        if not nested:
+            paths = {name: path for name, path in paths.items() if not _of_training(path)}
+            if not paths and everything:
+                raise ValueError(f"{folder} holds no tensors but those of training state: {sorted(everything)[:4]}")
+    gone = Counter(_root(everything[name]) for name in everything if name not in paths)
+    left = tuple(
+        Left(root, count, "training state" if _of_training((root,)) else f"--key {root} takes it", ".metadata")
+        for root, count in gone.items()
+    )
+    return paths, left
+
+
+def _inside(paths: dict[str, Path_], key: str) -> dict[str, Path_]:
+    found = {}
+    for name, path in paths.items():
+        for length in range(1, len(path)):
+            if ".".join(path[:length]) == key:
+                found[name] = path[length:]
+                break
+        else:
+            whole = ".".join(path)
+            if whole.startswith(f"{key}."):
+                found[name] = (whole[len(key) + 1 :],)
+    return found
+
+
+def _second_level(folder: Path, paths: dict[str, Path_]) -> str | None:
+    """The key of an application's state that holds the model beside its optimiser, if none of the usual is on top."""
+    if nest_of(path[0] for path in paths.values() if len(path) > 1) is not None:
+        return None
+    found = {path[0] for path in paths.values() if len(path) > 2 and path[1] in NESTS and not _of_training(path)}
+    if len(found) > 1:
+        raise ValueError(f"{folder} holds several models, {sorted(found)}: take one with --key {min(found)}.model")
+    return next(iter(found), None)
+
+
+def _of_training(path: Path_) -> bool:
+    return any(of_training(part) for part in (path[0], path[0].split(".", 1)[0]))
+
+
+def _root(path: Path_) -> str:
+    """What names a part of the state that is left: the first key, with the second where an application is the first."""
+    first = path[0].split(".", 1)[0] if len(path) == 1 else path[0]
+    return f"{first}.{path[1]}" if len(path) > 2 and not of_training(first) else first
+
+
+def _tensor(folder: Path, name: str, entry: _Entry, pieces: dict[Any, _Info]) -> Stored:
+    shape, dtype = entry.shape, entry.dtype
     runs: list[Run] = []
     parts: list[tuple[tuple[int, ...], Stored]] = []
-    for chunk in entry.chunks:
-        where = tuple(chunk.offsets)
+    for where, extent in entry.chunks:
         info = pieces.get((name, where))
         if info is None:
             raise ValueError(f"{folder / '.metadata'} does not say where {name} from {where} on lies")
-        if getattr(info, "transform_descriptors", None):
+        if info.compressed:
             raise ValueError(f"{name} in {folder} is stored compressed, which is not supported: save it plainly")
         part = _piece(folder, name, info)
-        if part.shape != tuple(chunk.sizes) or part.dtype != dtype:
+        if part.shape != extent or part.dtype != dtype:
             raise ValueError(
-                f"{name} in {folder}: the metadata says {dtype} {tuple(chunk.sizes)}, "
-                f"the file {part.dtype} {part.shape}"
+                f"{name} in {folder}: the metadata says {dtype} {extent}, the file {part.dtype} {part.shape}"
             )
         parts.append((where, part))
         start = _flat_start(shape, where, part.shape)
@@ -130,13 +233,11 @@ def _flat_start(shape: Sequence[int], where: Sequence[int], sizes: Sequence[int]
     return sum(offset * prod(shape[axis + 1 :]) for axis, offset in enumerate(where))
 
 
-def _piece(folder: Path, name: str, info: Any) -> Stored:
-    file = folder / str(info.relative_path)
+def _piece(folder: Path, name: str, info: _Info) -> Stored:
+    file = folder / info.file
     with file.open("rb") as raw:
-        content = load_structure(_Window(raw, info.offset, info.length), f"{name} in {file}")
-    if not isinstance(content, Tensor):
-        raise ValueError(f"{name} in {file} is no tensor")
-    return stored_at(content, file, info.offset)
+        window = io.BufferedReader(_Window(raw, info.offset, info.length))
+        return read_piece(window, file, info.offset, f"{name} in {file}")
 
 
 def _load(part: Stored) -> Tensor:

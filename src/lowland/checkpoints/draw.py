@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -21,9 +22,11 @@ from ..averager.averager import KINDS
 from ..averager.posteriors import Posterior, check_draws, draws
 from ..files.state import load
 from ..weights.named import Weights, bare_name, check_same
-from .average import beside, room_for, tied_names
+from .account import Account
+from .average import room_for, tied_names
+from .beside import beside
 from .layout import Checkpoint
-from .output import Assembly, check_room, check_target
+from .output import Assembly, check_room, check_target, ground
 from .sources import open_checkpoint
 from .streaming import Key, Place, Reader, Report
 
@@ -65,44 +68,56 @@ def sample(
     named = _named(held, first, source)
     shards = first.shards
     size = sum(stored.nbytes for stored in first.tensors.values())
-    check_room(target.parent, samples * size)
+    check_room(ground(target), samples * size)
     report = report or (lambda _: None)
     settings = {
         "method": {"name": "sample", "posterior": str(source), "seed": seed, "header": held.header},
         "inputs": [{"path": str(first.path)}],
     }
+    others = [name for name in first.tensors if name not in {own for names in named.values() for own in names}]
+    account = Account(tuple(held.shapes), tuple(others), tuple((left, (0,)) for left in first.left))
+    record = {**settings, "inputs": [str(first.path)], "account": account.as_dict()}
     with _staged(target) as folder, ExitStack() as stack:
         made = [
             stack.enter_context(Assembly(folder / f"sample-{number}", {**settings, "draw": number}))
             for number in range(samples)
         ]
-        places = [room_for(assembly, first, shards, None, tied_names([first]))[0] for assembly in made]
-        covered = {own for names in named.values() for own in names}
+        places = [room_for(assembly, first, shards, {}, tied_names([first]))[0] for assembly in made]
         with torch.no_grad():
             for number, weights in held.drawn(source, samples, seed, view):
                 for name, tensor in weights.items():
                     for own in named[name]:
                         _put(places[number]["", own], tensor, report)
-            _copy(first, [name for name in first.tensors if name not in covered], places, report)
+            _copy(first, others, places, report)
         for assembly, own_places in zip(made, places, strict=True):
-            assembly.finish(partial(beside, first=first, shards=shards, places=own_places, settings=settings))
+            assembly.finish(partial(beside, first=first, shards=shards, places=own_places, record=record))
     return [target / f"sample-{number}" for number in range(samples)]
 
 
 @contextmanager
 def _staged(target: Path) -> Iterator[Path]:
     """A hidden folder that becomes the target if all goes well, and vanishes if not."""
-    folder = target.parent / f".{target.name}.part"
-    # Draws are made anew rather than gone on with: what a killed run left is of no use.
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    # Not the name of an average's unfinished run, which would be lost.
+    folder = target.parent / f".{target.name}.draws"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
     try:
-        yield folder
-        if target.exists():
-            target.rmdir()
-        os.rename(folder, target)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OSError(f"another process is writing {target}: wait for it, or name another output") from None
+        # Draws are made anew rather than gone on with: what a killed run left is of no use.
+        for entry in folder.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        try:
+            yield folder
+            if target.exists():
+                target.rmdir()
+            os.rename(folder, target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
 
 
 @dataclass(frozen=True)
@@ -119,9 +134,10 @@ class _Held:
         try:
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})["lowland"])
+                _check(header)
                 names, prefix = _names(header)
                 shapes = {name: tuple(file.get_slice(f"{prefix}/{name}").get_shape()) for name in names}
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{path} holds no posterior of lowland ({type(error).__name__}: {error}): make one with "
                 "`lowland posterior` or lowland.save"
@@ -135,6 +151,14 @@ class _Held:
             generator = torch.Generator().manual_seed(seed)
             yield from enumerate(draws(loaded if view is None else view(loaded), samples, generator))
             return
+        try:
+            yield from self._parts(path, samples, seed, view)
+        except (SafetensorError, LookupError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(
+                f"{path} is no whole state of a {self.header['class']} ({type(error).__name__}: {error}): write it anew"
+            ) from None
+
+    def _parts(self, path: Path, samples: int, seed: int, view: View | None) -> Iterator[tuple[int, Weights]]:
         with safe_open(path, framework="pt") as file:
             for names in _together(self.header["names"]):
                 averager = KINDS[self.header["class"]].build(self.header["settings"])
@@ -153,6 +177,16 @@ class _Held:
                 drawn = source.sample(samples, generator=torch.Generator().manual_seed(seed))
                 for number in range(samples):
                     yield number, {name: tensor[number] for name, tensor in drawn.items()}
+
+
+def _check(header: Any) -> None:
+    if not isinstance(header, dict) or "class" not in header:
+        raise TypeError("its header names no class")
+    if "components" not in header and header["class"] != "weights":
+        wanted = {"count": int, "settings": dict, "scalars": dict, "slots": list, "names": list}
+        wrong = [key for key, kind in wanted.items() if not isinstance(header.get(key), kind)]
+        if wrong:
+            raise TypeError(f"its header lacks {', '.join(wrong)}")
 
 
 def _names(header: Mapping[str, Any]) -> tuple[list[str], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -57,14 +58,31 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Left:
+    """What a checkpoint holds and does not give to an average: `tensors` of them, and why."""
+
+    name: str
+    tensors: int
+    why: str
+    file: str = ""
+
+
+@dataclass(frozen=True)
 class Shard:
-    """One file of a checkpoint and the names of its tensors in their order."""
+    """One file of a checkpoint and the names of its tensors in their order.
+
+    Args:
+        file: below the checkpoint's folder. prefix: what stands before the names of a second model's tensors here, and
+            not in its file. carried: plain data that a torch file holds beside its weights, by the keys to it.
+    """
 
     file: str
     names: tuple[str, ...]
     metadata: Mapping[str, str] | None = None  # of a safetensors header
     under: tuple[str, ...] = ()  # keys that lead to the weights inside a torch file
     torch: bool = False  # written by torch.save, else safetensors
+    prefix: str = ""
+    carried: Mapping[tuple[str, ...], Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,15 +90,18 @@ class Checkpoint:
     """What lies under a path, and how it is laid out in files.
 
     Args:
-        kind: in words. index: name and content of the file that says which shard holds which tensor.
+        kind: in words. indices: content of the files that say which shard holds which tensor, by name. left: what else
+            lies under the path. folders: sub-folders that belong to the model.
     """
 
     path: Path
     kind: str
     tensors: Mapping[str, Stored]
     shards: tuple[Shard, ...]
-    index: tuple[str, Mapping[str, Any]] | None = None
+    indices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     state: Mapping[str, Any] | None = None  # header of a lowland state file
+    left: tuple[Left, ...] = ()
+    folders: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -105,6 +126,38 @@ class Checkpoint:
 
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def is_torch_file(path: Path) -> bool:
+    """Return whether a name is one of those that torch files have, `.pth.tar` among them."""
+    return path.suffix in TORCH_SUFFIXES or (path.suffix == ".tar" and Path(path.stem).suffix in TORCH_SUFFIXES)
+
+
+def is_file_name(path: Path) -> bool:
+    """Return whether an output of this name is one file rather than a folder.
+
+    >>> is_file_name(Path("mean.ckpt")), is_file_name(Path("epoch-1.5"))
+    (True, False)
+    """
+    return path.suffix == ".safetensors" or is_torch_file(path)
+
+
+# The first part of the name of what belongs to training and not to the model.
+_TRAINING = re.compile(
+    r"(\w*_)?optim(s|izers?)?(_states?|_state_dicts?|_\d+|_[gd])*|(lr_|opt_param_)?schedulers?(_states?|_state_dict)?"
+    r"|lr_sched(ulers?|s)?|rng(_states?)?|\w*_rng(_states?)?|train_states?|trainer_states?|data_?loaders?(_states?)?"
+    r"|(grad_)?scalers?(_state_dict)?|chained_\d+|rerun_state_machine\w*|amp",
+    re.IGNORECASE,
+)
+
+
+def of_training(name: str) -> bool:
+    """Return whether what has this name belongs to training rather than to the model, by the first part of the name.
+
+    >>> [of_training(name) for name in ("optimizer.state.w.exp_avg", "rng_state", "decoder.optim.weight")]
+    [True, True, False]
+    """
+    return _TRAINING.fullmatch(name.split(".", 1)[0]) is not None
 
 
 def nest_of(keys: Iterable[str]) -> str | None:

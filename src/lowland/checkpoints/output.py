@@ -6,6 +6,7 @@ from there and ends with the same bytes.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from ..files.replacing import flush
-from .layout import DTYPE_NAMES, Stored
+from .layout import DTYPE_NAMES, Stored, is_file_name
 from .streaming import Place
 from .torchfiles import mend_checksums, write_torch_skeleton
 
@@ -46,7 +47,7 @@ class Assembly:
         check_target(target)
         if restart and self.part.exists():
             shutil.rmtree(self.part)
-        self.part.mkdir(exist_ok=True)
+        self.part.mkdir(parents=True, exist_ok=True)
         self._lock = (self.part / _JOURNAL).open("a+", encoding="ascii")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,11 +77,21 @@ class Assembly:
     def __enter__(self) -> Assembly:
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if kind is not None and self._waiting:
             self._syncs.append(self._pool.submit(self._sync, self._waiting))
         self._pool.shutdown()
         self._lock.close()
+        if isinstance(error, ValueError) and not self.finished and not self._syncs:
+            # A refusal before anything was done: the same command can never finish, so nothing is kept for it.
+            shutil.rmtree(self.part, ignore_errors=True)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or (isinstance(error, RuntimeError) and "inline_container" in str(error)):
+            raise OSError(
+                errno.ENOSPC,
+                f"the disk is full: {self.target} is not finished; what is done lies in {self.part}: make room and "
+                "give the same command again, or delete it",
+            ) from None
 
     def path(self, name: str) -> Path:
         """Return where a file of the output is written for now."""
@@ -94,6 +105,7 @@ class Assembly:
         offset = 0
         places = {}
         path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
         # Wide types first keep every tensor aligned.
         for key in sorted(tensors, key=lambda key: -tensors[key][0].itemsize):
             dtype, shape = tensors[key]
@@ -114,16 +126,18 @@ class Assembly:
         tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
         ties: Mapping[str, str],
         under: tuple[str, ...],
+        carried: Mapping[tuple[str, ...], Any],
     ) -> dict[str, Place]:
         """Make room for a torch file and return the places of its tensors."""
         path = self.path(name)
         skeleton = self.path(f"lowland-skeleton/{name}")
-        skeleton.parent.mkdir(exist_ok=True)
-        offsets = write_torch_skeleton(skeleton, tensors, ties, under)
+        skeleton.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        offsets = write_torch_skeleton(skeleton, tensors, ties, under, carried)
         if not (path.exists() and path.stat().st_size == skeleton.stat().st_size):
             self._forget()
             os.replace(skeleton, path)
-        shutil.rmtree(skeleton.parent)
+        shutil.rmtree(self.path("lowland-skeleton"))
         self.files.append(path)
         self._mend.append(path)
         return {
@@ -161,16 +175,18 @@ class Assembly:
         self._lock.flush()
         os.fsync(self._lock.fileno())
 
-    def finish(self, beside: Callable[[Path], None]) -> None:
-        """Flush everything, let `beside` add small files, and rename the whole to its destination."""
+    def finish(self, beside: Callable[[Path], None], record: Mapping[str, Any] | None = None) -> None:
+        """Flush everything, let `beside` add small files, and rename the whole to its destination.
+
+        A single file gets its `record` beside it, since there is no folder to hold one.
+        """
         for sync in self._syncs:
             sync.result()
         for path in self._mend:
             mend_checksums(path)
         for path in self.files:
             flush(path)
-        single = self.target.name if self.files == [self.part / self.target.name] and self.target.suffix else None
-        if single is None:
+        if not is_file_name(self.target):
             beside(self.part)
             (self.part / _PLAN).unlink()
             (self.part / _JOURNAL).unlink()
@@ -179,9 +195,25 @@ class Assembly:
                 self.target.rmdir()  # check_target saw that it is empty
             os.rename(self.part, self.target)
         else:
-            os.rename(self.part / single, self.target)
+            if record is not None:
+                durable(record_of(self.target), (json.dumps(record, indent=2) + "\n").encode())
+            os.rename(self.part / self.target.name, self.target)
             shutil.rmtree(self.part)
         flush(self.target.parent)
+
+
+def record_of(target: Path) -> Path:
+    """Return where the record of a merge lies: in the folder, or beside a single file.
+
+    >>> str(record_of(Path("mean.pt"))), str(record_of(Path("mean")))
+    ('mean.pt.merge.json', 'mean/lowland_merge.json')
+    """
+    return target.with_name(f"{target.name}.merge.json") if is_file_name(target) else target / "lowland_merge.json"
+
+
+def ground(target: Path) -> Path:
+    """Return the nearest folder above a target that is there."""
+    return next((folder for folder in target.absolute().parents if folder.is_dir()), Path("/"))
 
 
 def check_target(target: Path) -> None:
@@ -190,8 +222,15 @@ def check_target(target: Path) -> None:
     Raises:
         OSError: says what to do.
     """
-    if not target.parent.is_dir():
-        raise OSError(f"cannot write {target}: the folder {target.parent} does not exist; make it first")
+    if target.is_symlink():
+        raise OSError(
+            f"{target} is a link: name the place that it stands for, {os.readlink(target)}, or another output"
+        )
+    blocked = next((folder for folder in target.absolute().parents if folder.exists() and not folder.is_dir()), None)
+    if blocked is not None:
+        raise OSError(f"cannot write {target}: {blocked} is no folder; name another output")
+    if not target.name:
+        raise OSError(f"cannot write {target}: name a file or folder")
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise OSError(f"{target} is there already: name another output, or delete it")
 
@@ -218,12 +257,6 @@ def durable(path: Path, content: bytes) -> None:
     os.replace(part, path)
 
 
-def sizes(tensors: Mapping[str, Stored], names: Iterable[str], dtype: torch.dtype | None) -> dict[str, Any]:
-    """Return dtype and shape of each named tensor as it will be written; only floating-point ones change type."""
-    return {
-        name: (
-            dtype if dtype is not None and tensors[name].dtype.is_floating_point else tensors[name].dtype,
-            tensors[name].shape,
-        )
-        for name in names
-    }
+def sizes(tensors: Mapping[str, Stored], names: Iterable[str], types: Mapping[str, torch.dtype]) -> dict[str, Any]:
+    """Return dtype and shape of each named tensor as it will be written."""
+    return {name: (types.get(name, tensors[name].dtype), tensors[name].shape) for name in names}

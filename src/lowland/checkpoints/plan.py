@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +14,11 @@ from typing import Any, NamedTuple
 import torch
 
 from ..weights.named import check_same
+from .account import Account
 from .layout import Checkpoint, Stored
-from .output import check_room
+from .mixing import differing_codes, differing_masks, obstacles
+from .names import aligned
+from .output import check_room, ground
 from .sources import open_checkpoint
 from .streaming import Report, stretch
 
@@ -29,6 +31,7 @@ class Plan:
 
     Args:
         checkpoints: in the order in which they are taken. settings: plain data that says what is made of what.
+        account: what becomes of every tensor of every input.
     """
 
     checkpoints: tuple[Checkpoint, ...]
@@ -36,6 +39,7 @@ class Plan:
     bytes_read: int
     bytes_written: int
     settings: Mapping[str, Any]
+    account: Account
     _run: Callable[[Plan, Report, bool], None] = field(repr=False)
 
     def run(self, report: Report | None = None, *, restart: bool = False) -> Path:
@@ -57,28 +61,29 @@ class Estimate(NamedTuple):
     seconds: float
 
 
-def opened(inputs: Sequence[str | Path | Checkpoint]) -> tuple[Checkpoint, ...]:
-    """Open what is not open yet, and check that all are of one architecture.
+def opened(
+    inputs: Sequence[str | Path | Checkpoint], *, posterior: bool = False
+) -> tuple[tuple[Checkpoint, ...], tuple[str, ...]]:
+    """Open what is not open yet, and check that all are of one architecture and can be averaged.
+
+    Returns the checkpoints, their tensors named alike, and what was done for that in words.
 
     Raises:
-        ValueError: there is none; names, shapes or kinds of tensors differ, by name and file; adapters differ in scale.
+        ValueError: there is none; names, shapes or kinds of tensors differ, by name and file; adapters differ in what
+            their tensors mean; weights are quantised, or stored as a function of others that is not known.
     """
     if not inputs:
         raise ValueError("at least one checkpoint is wanted, got none")
-    checkpoints = tuple(item if isinstance(item, Checkpoint) else open_checkpoint(item) for item in inputs)
-    first = checkpoints[0]
+    given = [item if isinstance(item, Checkpoint) else open_checkpoint(item) for item in inputs]
+    found = obstacles(given, posterior=posterior)
+    if found:
+        raise ValueError(f"{found[0].says}: {found[0].do}")
+    first = given[0]
     like = _shapes(first.tensors)
-    strange = [
-        f"{name} ({stored.dtype})"
-        for name, stored in first.tensors.items()
-        if stored.dtype.is_complex or (stored.dtype.is_floating_point and stored.dtype.itemsize < 2)
-    ]
-    if strange:
-        raise ValueError(
-            f"{first.path} holds tensors of types that cannot be averaged: {strange[:5]}; convert quantised weights "
-            "to bfloat16 and complex ones to two real parts first"
-        )
-    for other in checkpoints[1:]:
+    checkpoints, said = [first], []
+    for item in given[1:]:
+        other, told = aligned(first, item)
+        said += told
         check_same(like, _shapes(other.tensors), what=f"{other.path} beside {first.path}")
         kinds = [
             f"{name} {other.tensors[name].dtype} instead of {stored.dtype}"
@@ -88,33 +93,47 @@ def opened(inputs: Sequence[str | Path | Checkpoint]) -> tuple[Checkpoint, ...]:
         ]
         if kinds:
             raise ValueError(f"{other.path} beside {first.path}: tensors are of other types: {kinds[:5]}")
-        _check_adapters(first.path, other.path)
-    return checkpoints
+        checkpoints.append(other)
+    if len(checkpoints) > 1:
+        codes = differing_codes(checkpoints)
+        if codes:
+            raise ValueError(
+                f"{first.path} holds integers that differ from input to input, as codes of quantised weights do: "
+                f"{codes[:5]}; dequantise the weights first"
+            )
+        masks = differing_masks(checkpoints)
+        if masks:
+            raise ValueError(
+                f"{first.path} holds pruned weights whose masks differ from input to input: {masks[:5]}; make the "
+                "pruning permanent (torch.nn.utils.prune.remove) before saving"
+            )
+    return tuple(checkpoints), tuple(said)
+
+
+def types_of(checkpoints: Sequence[Checkpoint]) -> tuple[dict[str, torch.dtype], list[str]]:
+    """Return the type of each tensor of an average, the widest that an input has, and in words where types differ."""
+    types = {name: stored.dtype for name, stored in checkpoints[0].tensors.items()}
+    wider: dict[str, None] = {}
+    for checkpoint in checkpoints[1:]:
+        for name, stored in checkpoint.tensors.items():
+            if stored.dtype != types[name]:
+                types[name] = torch.promote_types(types[name], stored.dtype)
+                wider[name] = None
+    if not wider:
+        return types, []
+    kinds = sorted({_short(c.tensors[name].dtype) for c in checkpoints for name in wider})
+    result = sorted({_short(types[name]) for name in wider})
+    return types, [
+        f"types of {len(wider)} tensors differ ({', '.join(kinds)}): written as {', '.join(result)}; --dtype chooses"
+    ]
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _shapes(tensors: Mapping[str, Stored]) -> dict[str, torch.Tensor]:
     return {name: torch.empty(stored.shape, device="meta") for name, stored in tensors.items()}
-
-
-# What multiplies or reshapes an adapter's product beside its tensors.
-_SCALES = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "alpha_pattern", "rank_pattern")
-
-
-def _check_adapters(first: Path, other: Path) -> None:
-    one, two = _adapter(first), _adapter(other)
-    differ = [f"{key} {two.get(key)!r} instead of {one.get(key)!r}" for key in _SCALES if one.get(key) != two.get(key)]
-    if differ:
-        raise ValueError(f"the adapter {other} is scaled otherwise than {first}: {', '.join(differ)}")
-
-
-def _adapter(path: Path) -> dict[str, Any]:
-    file = path / "adapter_config.json"
-    if not path.is_dir() or not file.is_file():
-        return {}
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is no adapter configuration ({error})") from None
 
 
 def settings_of(checkpoints: Sequence[Checkpoint], method: object, **more: Any) -> dict[str, Any]:
@@ -162,7 +181,7 @@ def room(plan: Plan) -> None:
     """
     part = plan.target.parent / f".{plan.target.name}.part"
     held = sum(f.stat().st_blocks * 512 for f in part.rglob("*") if f.is_file()) if part.exists() else 0
-    check_room(plan.target.parent, plan.bytes_written, held)
+    check_room(ground(plan.target), plan.bytes_written, held)
 
 
 def estimate(plan: Plan) -> Estimate:
@@ -176,7 +195,7 @@ def estimate(plan: Plan) -> Estimate:
     with file.open("rb", buffering=0) as source:
         got = source.readinto(buffer) or 1
     read = got / max(time.perf_counter() - begin, 1e-9)
-    probe = plan.target.parent / f".{plan.target.name}.probe"
+    probe = ground(plan.target) / f".{plan.target.name}.probe"
     begin = time.perf_counter()
     try:
         with probe.open("wb", buffering=0) as sink:

@@ -16,7 +16,9 @@ from torch import Tensor
 from ..averager.averager import Averager
 from ..files.state import save
 from ..weights.named import Select, Weights
-from .layout import Checkpoint
+from .account import account_of
+from .beside import record_for
+from .layout import Checkpoint, Left
 from .output import Assembly, check_target
 from .plan import Plan, opened, room, settings_of
 from .streaming import Job, Key, Place, Report, cut, stream
@@ -31,7 +33,7 @@ def plan_posterior(
     check_finite: bool = True,
 ) -> Plan:
     """Check a state without making it; `run` of the plan does. Arguments and errors as `posterior`."""
-    checkpoints = opened(inputs)
+    checkpoints, said = opened(inputs, posterior=True)
     target = Path(out)
     if target.suffix != ".safetensors":
         raise ValueError(f"a state is one file: name it something.safetensors, got {target.name}")
@@ -53,6 +55,10 @@ def plan_posterior(
     read = sum(checkpoint.tensors[name].nbytes for checkpoint in checkpoints for name in names)
     written = sum(first.tensors[name].numel * state.bytes_an_element(name) for name in names)
     settings = settings_of(checkpoints, make, state=state.header, names=names)
+    gone = [n for n in first.tensors if n not in set(names) and n not in tied]
+    why = "not among the numbers of a posterior"
+    also = [(Left(n, 1, why), tuple(range(len(checkpoints)))) for n in gone]
+    account = account_of(checkpoints, names, said, also=also)
 
     def run(plan: Plan, report: Report, restart: bool) -> None:
         room(plan)
@@ -90,9 +96,9 @@ def plan_posterior(
                 report,
                 check_finite=check_finite,
             )
-            assembly.finish(lambda folder: None)
+            assembly.finish(lambda folder: None, record_for(plan))
 
-    return Plan(checkpoints, target, read, written, settings, run)
+    return Plan(checkpoints, target, read, written, settings, account, run)
 
 
 def posterior(

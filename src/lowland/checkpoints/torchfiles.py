@@ -1,80 +1,183 @@
 """Files of `torch.save`: where their tensors lie, and writing one without holding its tensors.
 
-A torch file is an uncompressed zip archive with one record a storage. `torch.load` under fake tensors returns the
-structure with each storage's offset and reads no data; `torch.serialization.skip_data` writes the structure and leaves
-the room of each storage open.
+A torch file is an uncompressed zip archive with one record a storage. `torch.serialization.skip_data` writes its
+structure and leaves the room of each storage open.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from .layout import NESTS, Run, Stored, nest_of
+from .archive import Archive, View, held_tensors, is_contiguous, read_archive
+from .layout import NESTS, Left, Run, Stored, nest_of, of_training
+from .pickles import Object, is_plain, strangers
 
 
-def read_torch_header(path: Path) -> tuple[tuple[str, ...], dict[str, Stored]]:
-    """Return the keys that lead to the weights, and the weights' places by name.
+@dataclass(frozen=True)
+class Opened:
+    """What a torch file holds, seen from its weights.
 
-    The weights are the file's mapping if its values are tensors only, else the mapping under the first of the keys
-    `state_dict`, `model_state_dict`, `model`, `module`, `weights`, `net` that is there, and so on inside it.
+    Args:
+        under: keys that lead to the weights. carried: plain data beside and among them, by the keys that lead to it.
+        left: what else is there.
+    """
+
+    under: tuple[str, ...]
+    tensors: dict[str, Stored]
+    carried: dict[tuple[str, ...], Any]
+    left: tuple[Left, ...]
+
+
+def read_torch_header(path: Path, key: str | None = None) -> Opened:
+    """Return the weights of a torch file, their places, and what lies beside them.
+
+    The weights are those under `key`, in which dots lead from one mapping to the next. Without one they are those under
+    the first of the keys `state_dict`, `model_state_dict`, `model`, `module`, `weights`, `net` that holds tensors, and
+    so on inside it; without such a key, the tensors at the top.
 
     Raises:
-        ValueError: the file is damaged, holds code, is of torch before 1.6, or holds no such mapping.
+        ValueError: the file is damaged, would run commands, is of torch before 1.6, or holds no such mapping.
     """
-    content: Any = load_structure(path, str(path))
-    under: tuple[str, ...] = ()
-    while isinstance(content, Mapping) and not _only_tensors(content):
-        key = nest_of(key for key, value in content.items() if isinstance(value, Mapping))
-        if key is None:
-            break
-        under, content = (*under, key), content[key]
-    if not isinstance(content, Mapping) or not _only_tensors(content):
-        held = sorted(map(str, content))[:8] if isinstance(content, Mapping) else type(content).__name__
+    with path.open("rb") as file:
+        archive = read_archive(file, str(path))
+    content: Any = archive.content
+    chosen = _chosen(path, content, key)
+    carried: dict[tuple[str, ...], Any] = {}
+    left: list[Left] = []
+    for place, name in enumerate(chosen):
+        _beside(content, name, chosen[:place], carried, left, path)
+        content = content[name]
+    tensors: dict[str, Stored] = {}
+    for name, value in content.items():
+        if isinstance(value, View):
+            if str(name) in tensors:
+                raise ValueError(f"{path} holds two tensors by the name {name}: rename one of them")
+            tensors[str(name)] = _stored(value, str(name), path, archive)
+        else:
+            _other((*chosen, name), value, carried, left, path)
+    return Opened(chosen, tensors, carried, tuple(left))
+
+
+def _chosen(path: Path, content: Any, key: str | None) -> tuple[str, ...]:
+    """The keys that lead to the weights."""
+    if isinstance(content, Object):
         raise ValueError(
-            f"{path} holds no mapping of names to tensors, at its top or under one of {', '.join(NESTS)}: got {held}"
+            f"{path} cannot be read as plain tensors: it is a pickled {content.name}; load it in the code that it "
+            "comes from and save its state_dict()"
         )
-    return under, {str(name): stored_at(tensor, path, 0) for name, tensor in content.items()}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no mapping of names to tensors: got a {type(content).__name__}")
+    if key is not None:
+        under = _along(content, key)
+        if under is None:
+            raise ValueError(f"{path} has no weights under the key {key!r}: it has {_keys(content)}")
+        return under
+    under = ()
+    while (name := nest_of(k for k, v in content.items() if isinstance(v, dict) and held_tensors(v))) is not None:
+        under, content = (*under, name), content[name]
+    if any(isinstance(value, View) for value in content.values()):
+        return under
+    maps = [str(k) for k, v in content.items() if isinstance(v, dict) and any(isinstance(t, View) for t in v.values())]
+    models = [name for name in maps if not of_training(name)]
+    advice = f"; name one of its mappings: --key {models[0]} (of {models[:6]})" if models else ""
+    raise ValueError(
+        f"{path} holds no mapping of names to tensors, at its top or under one of {', '.join(NESTS)}: got "
+        f"{_keys(content)}{advice}"
+    )
 
 
-def load_structure(file: Any, what: str) -> Any:
-    """Return what `torch.load` gives, with fake tensors whose storages know their offset; no data is read."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
+def _along(content: Any, key: str) -> tuple[str, ...] | None:
+    """The keys along a dotted one; a key of a mapping may have dots of its own."""
+    if not isinstance(content, dict):
+        return None
+    if key in content and isinstance(content[key], dict):
+        own = content[key]
+        return (key,) if any(isinstance(value, View) for value in own.values()) else None
+    for name in content:
+        if isinstance(name, str) and key.startswith(f"{name}."):
+            rest = _along(content[name], key[len(name) + 1 :])
+            if rest is not None:
+                return (name, *rest)
+    return None
 
-    try:
-        with FakeTensorMode():
-            return torch.load(file, weights_only=True, map_location="cpu")
-    except Exception as error:  # zip, pickle and torch have no common class
-        reason = " ".join(str(error).split())[:200]
+
+def _keys(content: dict[Any, Any]) -> list[str]:
+    return sorted(map(str, content))[:8]
+
+
+def _beside(
+    content: dict[Any, Any], chosen: str, under: tuple[str, ...], carried: Any, left: list[Left], path: Path
+) -> None:
+    for name, value in content.items():
+        if name != chosen:
+            _other((*under, name), value, carried, left, path)
+
+
+def _other(keys: tuple[Any, ...], value: Any, carried: Any, left: list[Left], path: Path) -> None:
+    """Enter what is no weight among what is carried along or left."""
+    name = ".".join(map(str, keys))
+    count = held_tensors(value)
+    if not count and is_plain(value) and not _RUN.fullmatch(str(keys[-1])) and all(type(key) is str for key in keys):
+        carried[keys] = value
+        return
+    if count:
+        maps = isinstance(value, dict) and any(isinstance(part, View) for part in value.values())
+        training = of_training(str(keys[-1]))
+        why = "training state" if training else f"--key {name} takes it" if maps else "beside the weights"
+    else:
+        named = strangers(value)
+        why = f"holds {', '.join(named[:3])}, which is not read" if named else "of the run that wrote it"
+    left.append(Left(name, count, why, path.name))
+
+
+# Of the run that wrote a file rather than of the model. Hyper-parameters, versions, epochs and steps are kept.
+_RUN = re.compile(
+    r"loops|callbacks|lr_schedulers|.*optimizers?(_states?)?|.*scheduler.*|.*rng.*|.*random_state.*", re.I
+)
+
+
+def _stored(view: View, name: str, path: Path, archive: Archive) -> Stored:
+    if view.storage is None:
         raise ValueError(
-            f"{what} cannot be read as plain tensors ({type(error).__name__}: {reason}): save a state_dict() with "
-            "torch.save, or use safetensors"
-        ) from None
+            f"{name} in {path} is a tensor of the kind {view.strange!r}, which cannot be averaged: save it as a plain "
+            "tensor"
+        )
+    begin, length = archive.places[view.storage.key]
+    return stored_at(view, path, begin, length)
 
 
-def stored_at(tensor: Tensor, path: Path, base: int) -> Stored:
-    """Return the place of a fake tensor from `load_structure`; `base` is where its archive begins in the file."""
-    storage = tensor.untyped_storage()
-    offset = getattr(storage, "_checkpoint_offset", None)
-    if offset is None:
-        raise ValueError(f"{path} is in the format of torch before 1.6: load it and save it again with torch.save")
-    begin = base + int(offset)
-    place = begin + int(tensor.storage_offset()) * tensor.dtype.itemsize
-    if begin + storage.nbytes() > path.stat().st_size:
-        raise ValueError(f"{path} is cut short: copy or save it anew")
-    shape = tuple(tensor.shape)
-    if tensor.is_contiguous():
-        return Stored(tensor.dtype, shape, (Run(path, place, 0, tensor.numel()),))
-    dtype, stride, first = tensor.dtype, tensor.stride(), int(tensor.storage_offset())
-    length = storage.nbytes()
+def read_piece(file: BinaryIO, path: Path, base: int, what: str) -> Stored:
+    """Return the place of the one tensor of an archive that begins `base` bytes into the file at `path`."""
+    archive = read_archive(file, what)
+    view = archive.content
+    if not isinstance(view, View) or view.storage is None:
+        raise ValueError(f"{what} is no plain tensor")
+    begin, length = archive.places[view.storage.key]
+    return stored_at(view, path, base + begin, length)
+
+
+_EXPANDED = 1 << 30  # bytes of a view that is longer than its storage
+
+
+def stored_at(view: View, path: Path, begin: int, length: int) -> Stored:
+    """Return the place of a tensor whose storage has `length` bytes from byte `begin` on."""
+    dtype, shape, stride, first = view.dtype, view.shape, view.stride, view.offset
+    if is_contiguous(view):
+        return Stored(dtype, shape, (Run(path, begin + first * dtype.itemsize, 0, prod(shape)),))
+    if prod(shape) * dtype.itemsize > max(length, _EXPANDED):
+        raise ValueError(f"{path} holds a tensor {shape} over {length} bytes: save it as a tensor of its own")
 
     def whole() -> Tensor:
         with path.open("rb") as file:
@@ -85,17 +188,17 @@ def stored_at(tensor: Tensor, path: Path, base: int) -> Stored:
     return Stored(dtype, shape, (), whole)
 
 
-def _only_tensors(content: Mapping[Any, Any]) -> bool:
-    return bool(content) and all(isinstance(value, Tensor) for value in content.values())
-
-
 def write_torch_skeleton(
-    path: Path, like: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], ties: Mapping[str, str], under: tuple[str, ...]
+    path: Path,
+    like: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    ties: Mapping[str, str],
+    under: tuple[str, ...],
+    carried: Mapping[tuple[str, ...], Any],
 ) -> dict[str, int]:
     """Write a torch file with room for tensors, and return each one's offset in bytes.
 
     Args:
-        ties: names whose tensor is that of another name.
+        ties: names whose tensor is that of another name. carried: plain data, by the keys that lead to it.
     """
     tensors: dict[str, Tensor] = {}
     # Untouched memory: the system gives pages only when they are written.
@@ -104,10 +207,19 @@ def write_torch_skeleton(
     content: Any = tensors
     for key in reversed(under):
         content = {key: content}
+    for keys, value in carried.items():
+        home: Any = content
+        for key in keys[:-1]:
+            home = home.setdefault(key, {})
+        home.setdefault(keys[-1], value)
     with torch.serialization.skip_data():
         torch.save(content, path)
-    _, places = read_torch_header(path)
-    return {name: place.runs[0].offset for name, place in places.items()}
+    with path.open("rb") as file:
+        archive = read_archive(file, str(path))
+    held: Any = archive.content
+    for key in under:
+        held = held[key]
+    return {name: archive.places[held[name].storage.key][0] for name in like}
 
 
 def mend_checksums(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from rich.table import Table
 from . import screen
 
 if TYPE_CHECKING:
-    from ..checkpoints import Merge, Plan
+    from ..checkpoints import Checkpoint, Left, Merge, Plan
 
 Inputs = Annotated[list[str], typer.Argument(help="Folders, files, glob patterns, or a run with checkpoint-* in it.")]
 Out = Annotated[Path, typer.Option("--out", help="What to write; it must not be there yet.")]
@@ -28,6 +29,12 @@ Dtype = Annotated[
 NoCheck = Annotated[bool, typer.Option("--no-check-finite", help="Let NaN and infinities pass.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say bytes and time, write nothing.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Forget an unfinished run instead of going on with it.")]
+Key = Annotated[
+    str | None,
+    typer.Option("--key", help="Where the weights lie in each file, such as state_dict_ema \\[default: looked for]."),
+]
+Keep = Annotated[list[str] | None, typer.Option("--keep", help="Only tensors that fit this pattern, as 'decoder.*'.")]
+Drop = Annotated[list[str] | None, typer.Option("--drop", help="No tensors that fit this pattern.")]
 
 
 def average(
@@ -40,6 +47,9 @@ def average(
     half_life: Annotated[float | None, typer.Option(help="The same as a half-life, in checkpoints.")] = None,
     last: Last = None,
     dtype: Dtype = None,
+    key: Key = None,
+    keep: Keep = None,
+    drop: Drop = None,
     as_given: AsGiven = False,
     no_check_finite: NoCheck = False,
     dry_run: DryRun = False,
@@ -49,14 +59,21 @@ def average(
     """Average checkpoints: equally, weighted or exponentially, in bounded memory whatever their size."""
     from ..checkpoints import expand, plan_average
 
+    if last is not None and weights is not None:
+        raise ValueError("--last and --weights exclude each other: name the checkpoints that you want")
     if sum(option is not None for option in (weights, ema, half_life)) > 1:
         raise ValueError("--weights, --ema and --half-life exclude each other: give one")
     paths = expand(inputs, keep_order=as_given or weights is not None)
     merge, title = _merge(weights, ema, half_life, len(paths))
-    plan = plan_average(_tail(paths, last), out, merge, dtype=_dtype(dtype), check_finite=not no_check_finite)
-    if last is not None and weights is not None:
-        raise ValueError("--last and --weights exclude each other: name the checkpoints that you want")
-    _go(plan, title, dry_run, restart, as_json, f"`lowland info {out}` says what it holds; load it as any checkpoint.")
+    plan = plan_average(
+        _open(_tail(paths, last), key, keep, drop),
+        out,
+        merge,
+        dtype=_dtype(dtype),
+        check_finite=not no_check_finite,
+        also_left=_beside(inputs),
+    )
+    _go(plan, title, dry_run, restart, as_json, _loads(plan))
 
 
 def soup(
@@ -67,6 +84,9 @@ def soup(
     ],
     lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="The score is a loss.")] = False,
     dtype: Dtype = None,
+    key: Key = None,
+    keep: Keep = None,
+    drop: Drop = None,
     no_check_finite: NoCheck = False,
     dry_run: DryRun = False,
     restart: Restart = False,
@@ -78,7 +98,11 @@ def soup(
     from .scoring import Scorer
 
     paths = expand(inputs)
-    plan = plan_average(paths, out, soups.uniform, dtype=_dtype(dtype), check_finite=not no_check_finite)
+    opened = _open(paths, key, keep, drop)
+    also = _beside(inputs)
+    plan = plan_average(
+        opened, out, soups.uniform, dtype=_dtype(dtype), check_finite=not no_check_finite, also_left=also
+    )
     scorer = Scorer(score, plan, lower_is_better, restart=restart)
     if dry_run:
         _go(
@@ -89,7 +113,14 @@ def soup(
         screen.out.print(_inputs(plan))
     found = soups.search(len(paths), scorer)
     kept = [paths[place] for place in found.members]
-    final = plan_average(kept, out, soups.uniform, dtype=_dtype(dtype), check_finite=not no_check_finite)
+    final = plan_average(
+        [opened[place] for place in found.members],
+        out,
+        soups.uniform,
+        dtype=_dtype(dtype),
+        check_finite=not no_check_finite,
+        also_left=also,
+    )
     with screen.byte_bar("writing the soup", final.bytes_read + final.bytes_written) as report:
         final.run(report, restart=restart)
     scorer.forget()
@@ -100,7 +131,9 @@ def soup(
             {"input": str(path), "score": sign * alone, "in_soup": sign * trial, "kept": place in found.members}
             for place, (path, alone, trial) in enumerate(zip(paths, found.scores, found.trials, strict=True))
         ]
-        screen.print_json({"output": str(out), "score": best, "kept": list(map(str, kept)), "scores": rows})
+        screen.print_json(
+            {"output": str(out), "score": best, "kept": list(map(str, kept)), "scores": rows} | final.account.as_dict()
+        )
         return
     table = Table(title="greedy soup")
     for heading in ("checkpoint", "alone", "soup with it", "kept"):
@@ -112,6 +145,7 @@ def soup(
     screen.say(
         f"Wrote {out}: {len(kept)} of {len(paths)} checkpoints, score {best:.6g}. Judge it on data that chose nothing."
     )
+    _close(final)
 
 
 def posterior(
@@ -123,6 +157,9 @@ def posterior(
         str | None, typer.Option(help="A regular expression: only tensors in whose name it is found.")
     ] = None,
     last: Last = None,
+    key: Key = None,
+    keep: Keep = None,
+    drop: Drop = None,
     as_given: AsGiven = False,
     no_check_finite: NoCheck = False,
     dry_run: DryRun = False,
@@ -139,7 +176,8 @@ def posterior(
         raise ValueError("a Gaussian wants at least 2 checkpoints, got 1")
     make = partial(SWAG, rank=min(rank, len(paths)), deviations_dtype=deviations)
     chosen = None if select is None else matching(select)
-    plan = plan_posterior(paths, out, make, select=chosen, check_finite=not no_check_finite)
+    opened = _open(paths, key, keep, drop)
+    plan = plan_posterior(opened, out, make, select=chosen, check_finite=not no_check_finite)
     follow = f"`lowland sample {out} --like {paths[-1]} -n 5 --out draws` writes checkpoints drawn from it."
     _go(plan, f"SWAG of rank {min(rank, len(paths))}", dry_run, restart, as_json, follow)
 
@@ -167,17 +205,20 @@ def sample(
     if as_json:
         screen.print_json({"output": list(map(str, made)), "seed": seed, "seconds": seconds})
         return
-    screen.say(f"Wrote {n} draws to {out} in {seconds:.1f} s: predict with each and average the probabilities.")
+    draws = "draw" if n == 1 else "draws"
+    screen.say(f"Wrote {n} {draws} to {out} in {seconds:.1f} s: predict with each and average the probabilities.")
 
 
 def info(
     path: Annotated[Path, typer.Argument(help="A checkpoint, or what lowland.save wrote.")],
+    key: Key = None,
+    names: Annotated[bool, typer.Option("--names", help="List every tensor with its type and shape.")] = False,
     as_json: screen.Json = False,
 ) -> None:
     """Say what a checkpoint or a state file holds."""
     from ..checkpoints import describe
 
-    held = describe(path)
+    held = describe(path, key=key)
     if as_json:
         screen.print_json(held)
         return
@@ -187,6 +228,13 @@ def info(
     for part in held["parts"]:
         table.add_row(*(escape(_cell(key, value)) for key, value in part.items()))
     screen.out.print(table)
+    if names:
+        for name, told in held.get("names", {}).items():
+            screen.say(f"{name}  {told['dtype']} {tuple(told['shape'])}")
+    if "adapter" in held:
+        screen.say("Adapter: " + ", ".join(f"{k} {v}" for k, v in held["adapter"].items()) + ".")
+    for left in held.get("left", ()):
+        screen.say(f"Beside it: {left['name']} ({left['why']}).")
     if "tied" not in held:
         screen.say(f"Read it in Python: lowland.load({str(path)!r}).")
         return
@@ -199,6 +247,30 @@ def _cell(key: str, value: object) -> str:
     if key == "bytes" and isinstance(value, int):
         return screen.size(value)
     return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def _open(
+    paths: Sequence[Path], key: str | None, keep: Sequence[str] | None, drop: Sequence[str] | None
+) -> list[Checkpoint]:
+    from ..checkpoints import open_checkpoint
+
+    return [open_checkpoint(path, key=key, keep=keep or (), drop=drop or ()) for path in paths]
+
+
+def _beside(inputs: Sequence[str]) -> list[tuple[Left, tuple[int, ...]]]:
+    """The models that lie beside a run's checkpoints, for the account."""
+    from ..checkpoints import final_models
+
+    return [(left, ()) for left in final_models(inputs)]
+
+
+def _loads(plan: Plan) -> str:
+    return f"`lowland info {plan.target}` says what it holds; load it as any checkpoint."
+
+
+def _close(plan: Plan, verb: str = "averaged") -> None:
+    for line in plan.account.lines(len(plan.checkpoints), verb):
+        screen.say(line)
 
 
 def _merge(weights: str | None, ema: float | None, half_life: float | None, count: int) -> tuple[Merge, str]:
@@ -214,7 +286,13 @@ def _merge(weights: str | None, ema: float | None, half_life: float | None, coun
             raise ValueError(f"--weights wants numbers with commas between them, got {weights!r}") from None
         if len(shares) != count:
             raise ValueError(f"--weights wants one number for each of {count} checkpoints, got {len(shares)}")
+        if not all(map(math.isfinite, shares)) or not math.fsum(shares) > 0:
+            raise ValueError(f"--weights wants finite numbers with a positive sum, got {weights}")
         return partial(soups.weighted, coefficients=shares, normalise=True), "weighted average"
+    if half_life is not None and not half_life > 0:
+        raise ValueError(f"--half-life wants a positive number of checkpoints, got {half_life:g}")
+    if ema is not None and not 0 <= ema < 1:
+        raise ValueError(f"--ema wants a number from 0 up to 1, got {ema:g}")
     if ema is not None or half_life is not None:
         decay = ema if ema is not None else decay_of(half_life or 0)
         EMA(decay)  # refuses what is no decay before anything is read
@@ -244,7 +322,8 @@ def _dtype(name: str | None) -> Any:
 
 
 def _inputs(plan: Plan) -> Table:
-    table = Table(title=f"{len(plan.checkpoints)} checkpoints, in this order")
+    count = len(plan.checkpoints)
+    table = Table(title=f"{count} checkpoints, in this order" if count > 1 else "1 checkpoint")
     for heading in ("", "checkpoint", "kind", "size"):
         table.add_column(heading)
     rows = [(str(n), c) for n, c in enumerate(plan.checkpoints, start=1)]
@@ -266,6 +345,7 @@ def _go(plan: Plan, title: str, dry_run: bool, restart: bool, as_json: bool, fol
         "bytes_read": plan.bytes_read,
         "bytes_written": plan.bytes_written,
         "dry_run": dry_run,
+        **plan.account.as_dict(),
     }
     if not as_json:
         screen.out.print(_inputs(plan))
@@ -277,8 +357,10 @@ def _go(plan: Plan, title: str, dry_run: bool, restart: bool, as_json: bool, fol
             return
         screen.say(
             f"The {title} would take about {rates.seconds:.0f} s: {moved}, at {screen.size(rates.read)} and "
-            f"{screen.size(rates.write)} a second just now. Nothing was written. {follow}"
+            f"{screen.size(rates.write)} a second just now. Nothing was written: the same "
+            "command without --dry-run does it."
         )
+        _close(plan, "to be averaged")
         return
     begin = time.perf_counter()
     with screen.byte_bar(title, plan.bytes_read + plan.bytes_written) as report:
@@ -288,3 +370,4 @@ def _go(plan: Plan, title: str, dry_run: bool, restart: bool, as_json: bool, fol
         screen.print_json({**facts, "seconds": seconds})
         return
     screen.say(f"Wrote the {title} to {plan.target} in {seconds:.1f} s ({moved}). {follow}")
+    _close(plan)
