@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .arithmetic.moments import first_nonfinite, lerp_, wide_zeros
 from .averager.scores import judge
+from .weights.codes import codes_of
 from .weights.named import Score, Weights, check_same, clone_of
 
 
@@ -224,6 +225,12 @@ def _check(first: Weights, weights: Weights, index: int) -> None:
         check_same(first, weights, what=f"ingredient {index} beside ingredient 0")
     elif not weights:
         raise ValueError("ingredient 0 is an empty mapping: pass at least one named tensor")
+    codes = codes_of({name: (tensor.dtype, tensor.numel()) for name, tensor in weights.items()})
+    if codes:
+        raise ValueError(
+            f"ingredient {index} holds quantised weights, {codes[:5]}: codes and scales are a product, whose average "
+            "is not that of its factors; dequantise them first"
+        )
     name = first_nonfinite(weights)
     if name is not None:
         raise ValueError(f"{name} of ingredient {index} holds a value that is not finite: leave this ingredient out")

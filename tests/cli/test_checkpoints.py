@@ -173,7 +173,7 @@ def test_mistakes_are_one_line(run: Run, home: Path) -> None:
         (["average", home / "none", *out], "there is no checkpoint"),
         (["average", home, home / "other", *out], "tensors are named differently"),
         (["average", home, *out, "--ema", 1.5], "decay must lie in [0, 1], got 1.5"),
-        (["average", home, *out, "--half-life", 0], "updates must be positive"),
+        (["average", home, *out, "--half-life", 0], "--half-life wants a positive number"),
         (["average", home, *out, "--ema", 0.5, "--weights", "1"], "exclude each other"),
         (["average", home, *out, "--weights", "1,2"], "one number for each of 3 checkpoints, got 2"),
         (["average", home, *out, "--weights", "1,b,2"], "wants numbers with commas"),

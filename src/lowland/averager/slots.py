@@ -16,11 +16,14 @@ Settings = dict[str, Any]
 
 
 def check_real(weights: Slot) -> None:
-    """Refuse complex tensors, and shards that are partial sums.
+    """Refuse complex tensors, shards that are partial sums, and names that are no texts.
 
     Raises:
         ValueError: there are some; the message names them.
     """
+    unnamed = [name for name in weights if not isinstance(name, str)]
+    if unnamed:
+        raise ValueError(f"names of tensors must be texts, got {unnamed[:5]}: pass model.state_dict() or the like")
     check_placements(weights)
     complex_ones = [name for name, tensor in weights.items() if tensor.is_complex()]
     if complex_ones:

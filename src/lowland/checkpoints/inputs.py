@@ -51,7 +51,15 @@ def expand(inputs: Iterable[str | Path], *, keep_order: bool = False) -> list[Pa
 
 
 def final_models(inputs: Iterable[str | Path]) -> list[Left]:
-    """Return the models that lie beside the `checkpoint-*` of a run, which an average of the run does not take."""
+    """Return the models that lie beside the `checkpoint-*` of a run, which an average of the run does not take.
+
+    >>> import tempfile
+    >>> run = Path(tempfile.mkdtemp())
+    >>> (run / "checkpoint-900").mkdir()
+    >>> (run / "model.safetensors").touch()
+    >>> [left.why for left in final_models([run])]
+    ['the model beside its checkpoints; name it too to take it']
+    """
     found = []
     for item in map(str, inputs):
         for path in _named(item):

@@ -7,7 +7,6 @@ finds such a thing in the names and types of one checkpoint, or in what differs 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..weights.codes import codes_of, is_code
 from .adapters import differences
 from .layout import Checkpoint, Stored
 from .manifold import strange_groups
 from .streaming import Reader
-
-_FEW = 16  # elements of a counter or a small table
-_COMPANION = re.compile(
-    r".*scales?(_inv)?|.*scale_.*|scb|absmax|.*qzeros?|.*zero_?points?|.*quant_(map|state).*|codebooks?|lut|.*_zp", re.I
-)
-_CODES = re.compile(r".*(qweight|weight_packed|_packed|qdata|quantized|codes)|scb|qzeros|weight_format", re.I)
-# Integers that differ from step to step and carry no weights.
-_STATE = re.compile(
-    r".*(_extra_state|mask|rng|seed|step|count|num_batches|position|index|indices|histogram|age).*", re.I
-)
 
 
 @dataclass(frozen=True)
@@ -89,31 +79,11 @@ def _alone(checkpoint: Checkpoint, posterior: bool) -> list[tuple[str, str, str]
 
 def quantised(checkpoint: Checkpoint) -> list[str]:
     """Return the names of codes of quantised weights, by their types, names and companions and by `config.json`."""
+    types = {name: (stored.dtype, stored.numel) for name, stored in checkpoint.tensors.items()}
     told = _told(checkpoint.path)
-    names = list(checkpoint.tensors)
-    codes = [name for name in names if _is_code(name, checkpoint.tensors[name])]
-    if not codes:
-        return []
     if told:
-        return [f"{name} ({told} by config.json)" for name in codes]
-    homes: dict[str, list[str]] = {}
-    for name in names:
-        homes.setdefault(name.rpartition(".")[0], []).append(name)
-    found = []
-    for name in codes:
-        home, _, leaf = name.rpartition(".")
-        beside = [own.rpartition(".")[2] for own in homes[home] if own != name]
-        beside += [own for own in homes.get(name, [])]
-        wide = checkpoint.tensors[name].dtype != torch.int64
-        sure = _CODES.fullmatch(leaf) is not None or "weight" in leaf.lower()
-        if sure or (wide and any(_COMPANION.fullmatch(own.rpartition(".")[2]) for own in beside)):
-            found.append(name)
-    return found
-
-
-def _is_code(name: str, stored: Stored) -> bool:
-    plain = stored.dtype.is_floating_point or stored.dtype.is_complex or stored.dtype == torch.bool
-    return not plain and stored.numel > _FEW and not _STATE.fullmatch(name.rpartition(".")[2])
+        return [f"{name} ({told} by config.json)" for name in types if is_code(name, *types[name])]
+    return codes_of(types)
 
 
 def _told(path: Path) -> str | None:
@@ -139,7 +109,7 @@ def differing_codes(checkpoints: Sequence[Checkpoint]) -> list[str]:
     found = []
     with Reader() as reader:
         for name, stored in first.tensors.items():
-            if not _is_code(name, stored) or stored.dtype == torch.int64:
+            if not is_code(name, stored.dtype, stored.numel) or stored.dtype == torch.int64:
                 continue
             wanted = tensor_of(reader, stored)
             if any(not torch.equal(wanted, tensor_of(reader, other.tensors[name])) for other in checkpoints[1:]):

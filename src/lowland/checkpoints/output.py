@@ -85,7 +85,7 @@ class Assembly:
         if isinstance(error, ValueError) and not self.finished and not self._syncs:
             # A refusal before anything was done: the same command can never finish, so nothing is kept for it.
             shutil.rmtree(self.part, ignore_errors=True)
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if full or (isinstance(error, RuntimeError) and "inline_container" in str(error)):
             raise OSError(
                 errno.ENOSPC,

@@ -85,17 +85,33 @@ def _chosen(path: Path, content: Any, key: str | None) -> tuple[str, ...]:
             raise ValueError(f"{path} has no weights under the key {key!r}: it has {_keys(content)}")
         return under
     under = ()
-    while (name := nest_of(k for k, v in content.items() if isinstance(v, dict) and held_tensors(v))) is not None:
+    while (name := _next(content)) is not None:
         under, content = (*under, name), content[name]
     if any(isinstance(value, View) for value in content.values()):
         return under
-    maps = [str(k) for k, v in content.items() if isinstance(v, dict) and any(isinstance(t, View) for t in v.values())]
-    models = [name for name in maps if not of_training(name)]
+    models = _models(content)
     advice = f"; name one of its mappings: --key {models[0]} (of {models[:6]})" if models else ""
     raise ValueError(
         f"{path} holds no mapping of names to tensors, at its top or under one of {', '.join(NESTS)}: got "
         f"{_keys(content)}{advice}"
     )
+
+
+def _next(content: dict[Any, Any]) -> str | None:
+    """The key that leads on to the weights: one of the usual, or the only mapping with tensors that is a model's."""
+    usual = nest_of(key for key, value in content.items() if isinstance(value, dict) and held_tensors(value))
+    if usual is not None or any(isinstance(value, View) for value in content.values()):
+        return usual
+    models = _models(content)
+    return models[0] if len(models) == 1 else None
+
+
+def _models(content: dict[Any, Any]) -> list[str]:
+    return [
+        key
+        for key, value in content.items()
+        if isinstance(key, str) and isinstance(value, dict) and not of_training(key) and held_tensors(value)
+    ]
 
 
 def _along(content: Any, key: str) -> tuple[str, ...] | None:

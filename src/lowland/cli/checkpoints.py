@@ -291,8 +291,6 @@ def _merge(weights: str | None, ema: float | None, half_life: float | None, coun
         return partial(soups.weighted, coefficients=shares, normalise=True), "weighted average"
     if half_life is not None and not half_life > 0:
         raise ValueError(f"--half-life wants a positive number of checkpoints, got {half_life:g}")
-    if ema is not None and not 0 <= ema < 1:
-        raise ValueError(f"--ema wants a number from 0 up to 1, got {ema:g}")
     if ema is not None or half_life is not None:
         decay = ema if ema is not None else decay_of(half_life or 0)
         EMA(decay)  # refuses what is no decay before anything is read

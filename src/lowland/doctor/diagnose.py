@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..retroactive.records import Source, opened
-from . import along, norms, permutation, weights_alone
+from ..retroactive.records import Source
+from . import along, files, norms, permutation, weights_alone
 from . import trajectory as steps
 from .diagnosis import Diagnosis, grouped
 from .findings import Finding, Level, few
@@ -68,18 +68,24 @@ def diagnose(
     ok       barrier: a and b: barrier 0 (0.0% of what training gained) on the line between them
     ok       gain: the average scores +0.01 against the mean ingredient, +0.01 against the best (no interval: ...)
     """
-    names, given = _named(ingredients)
+    names, sources = _named(ingredients)
     _check(names, score, mixture, model, batches, points, tolerance)
+    given, sound, first = files.read(names, sources)
+    whole = [names[place] for place in sound]
+    if len(given) < 2:
+        return Diagnosis(tuple(names), tuple(first), tuple((name,) for name in whole))
     signatures = [signature(weights) for weights in given]
-    empty = [name for name, one in zip(names, signatures, strict=True) if not one.shapes]
+    empty = [name for name, one in zip(whole, signatures, strict=True) if not one.shapes]
     if empty:
         raise ValueError(f"{few(empty)} holds no tensors")
-    kept, findings = weights_alone.structure(names, signatures)
+    fit, findings = weights_alone.structure(whole, signatures)
+    findings = [*first, *findings]
+    kept = [sound[place] for place in fit]
     if len(kept) < 2:
         return Diagnosis(tuple(names), tuple(findings), tuple((names[place],) for place in kept))
     known = [names[place] for place in kept]
-    held = [given[place] for place in kept]
-    surveyed = survey(held, list(signatures[kept[0]].shapes))
+    held = [given[place] for place in fit]
+    surveyed = survey(held, list(signatures[fit[0]].shapes))
     if not any(one.numel for one in surveyed):
         raise ValueError(f"{few(known)} hold no floating-point numbers: there is nothing to average")
     pairs = weights_alone.pairs_of(len(kept), most_pairs)
@@ -125,7 +131,7 @@ def _named(ingredients: Sequence[Source] | Mapping[str, Source]) -> tuple[list[s
     for name, source in zip(names, sources, strict=True):
         if isinstance(source, torch.Tensor):
             raise ValueError(f"{name} is a tensor, wanted named weights: pass a list of ingredients or a dict of them")
-    return names, [opened(source) for source in sources]
+    return names, sources
 
 
 def _check(

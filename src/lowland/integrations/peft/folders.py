@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...files.replacing import umask
 from ...weights.named import Weights, applied, bare_name, check_same, weights_of
+from .scales import rescaled
 
 try:
     from peft import PeftConfig, PeftModel
@@ -184,11 +185,13 @@ def replace_folder(part: Path, target: Path) -> None:
 def read_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Return an adapter folder's weights by the names that `model` gives its active adapter: copies, on the CPU.
 
-    They go into `predict`, `Mixture`, `copy_to` and `average_adapters`.
+    They go into `predict`, `Mixture`, `copy_to` and `average_adapters`. A LoRA that was trained under another
+    `lora_alpha` or `use_rslora` comes with its B scaled, so that in the model it is the function that it was.
 
     Raises:
-        ValueError: the folder's adapter is of another kind or another shape than the model's, or holds
-            what PEFT has computed, such as the prompt of p-tuning, from which the parameters cannot be had.
+        ValueError: the folder's adapter is of another kind or another shape than the model's, its configuration makes
+            its tensors mean something else, or it holds what PEFT has computed, such as the prompt of p-tuning, from
+            which the parameters cannot be had.
     """
     keys = saved_keys(model) | _computed_keys(bare_peft(model))
     state, own = load_peft_weights(str(folder), device="cpu"), _state(bare_peft(model), active_adapter(model))
@@ -208,7 +211,7 @@ def read_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, 
     weights = {name: state[key] for key, name in keys.items()}
     like = weights_of(bare_peft(model), lambda name, tensor: bare_name(name) in weights)
     check_same(like, weights, what=f"reading {folder}")
-    return weights
+    return rescaled(bare_peft(model), active_adapter(model), folder, weights)
 
 
 def _computed_keys(model: PeftModel) -> dict[str, str]:
