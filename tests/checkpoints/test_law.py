@@ -1,4 +1,4 @@
-"""The law of averages: every tensor of every input is averaged, carried along or named as left out, or all is refused."""
+"""The law of averages: every tensor of every input is averaged, carried along or named as left out, or all refused."""
 
 from __future__ import annotations
 
