@@ -126,7 +126,7 @@ def test_the_wing_of_studies_is_sealed(path: Path) -> None:
 @pytest.mark.parametrize("path", STUDIES, ids=name_of)
 def test_no_study_imports_another(path: Path) -> None:
     own = path.relative_to(SOURCE / "studies").parts[0]
-    alone = {"text", "choice", "images", "links", "linear"}
+    alone = {"text", "choice", "images", "links", "linear", "decay"}
     for line, name in imports(path):
         parts = name.split(".")
         if own in alone and parts[:2] == ["lowland", "studies"] and len(parts) > 2:

@@ -60,6 +60,23 @@ def links(
     _run(study, config, given, "links", jobs, out_folder, resume, as_json)
 
 
+@study_app.command()
+def decay(
+    config: Config = None,
+    models: Annotated[str | None, typer.Option(help="Such as small,medium.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds, from 0 \\[default: 8].")] = None,
+    jobs: Jobs = None,
+    out_folder: Out = None,
+    resume: Resume = False,
+    as_json: screen.Json = False,
+) -> None:
+    """Compare decays of the rate with averages of a run that keeps it, for a small language model."""
+    from ..studies import decay as study
+
+    given = {"model.names": _words(models), "training.seeds": _range(seeds)}
+    _run(study, config, given, "decay", jobs, out_folder, resume, as_json)
+
+
 def _run(
     study: Any,
     config: Path | None,
