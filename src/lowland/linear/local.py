@@ -8,8 +8,8 @@ With columns divided by their penalties, x'_ij = x_ij / p_j, and C = 1 / (l lamb
 objective of `objective.py` with m_j = lambda p_j. The intercept's column is _LOOSE in every row, so that its penalty is
 lambda / _LOOSE: below what the duality gap, which knows no penalty of the intercept, is asked to reach.
 
-LIBLINEAR stalls at gaps near 1e-8, so where more is asked, Newton steps on the features it chose follow; they solve
-for the coefficients with their signs held, by conjugate gradients, and are taken as far as the objective falls.
+LIBLINEAR finds the features soon and the last digits late or, at gaps near 1e-8, never. So Newton steps on the features
+that it chose follow, with the signs of their coefficients held, as far as the objective falls.
 
 Along a path, features that the strong rule (Tibshirani et al. 2012, arXiv 1011.2234) leaves out are not looked at; the
 gap is computed over all of them, and those that break the conditions of optimality come back.
@@ -30,8 +30,7 @@ from sklearn.linear_model import LogisticRegression
 from .objective import Floats, Problem
 
 _LOOSE = 1e4  # the intercept's column
-_STEPS = (1.0, 1e-3)  # tolerances of LIBLINEAR, as shares of the gap that is wanted, until it is reached
-_FINEST = 1e-8  # below, LIBLINEAR's line search finds no step any more
+_STEPS = (1e-4, 1e-6, 1e-8)  # tolerances of LIBLINEAR, until the gap is reached; its line search knows no finer ones
 _DENSE = 500  # coefficients up to which Newton's system is solved at once
 _POLISH = 20  # Newton steps at most
 
@@ -83,17 +82,15 @@ def solve(
     iterations = 0
     for step in _STEPS:
         while True:
-            coef, intercept, more = _liblinear(problem, penalties, used, fit_intercept, max(step * tol, _FINEST), max_iter)
+            coef, intercept, more = _liblinear(problem, penalties, used, fit_intercept, step, max_iter)
             iterations += more
             left_out = np.abs(problem.gradient(coef, intercept)[0]) > penalties * (1 + 1e-9)
             left_out &= ~used
             if not left_out.any():
                 break
             used = used | left_out
+        coef, intercept = _polished(problem, penalties, coef, intercept, fit_intercept)
         gap = problem.gap(coef, intercept, penalties, fit_intercept)
-        if gap > wanted:
-            coef, intercept = _polished(problem, penalties, coef, intercept, fit_intercept)
-            gap = problem.gap(coef, intercept, penalties, fit_intercept)
         if gap <= wanted:
             break
     return Solution(coef, intercept, gap, wanted, iterations)
@@ -146,24 +143,25 @@ def _polished(
     pull = np.concatenate([penalties[places] * signs, np.zeros(int(fit_intercept))])
     point = np.concatenate([coef[places], [intercept] * int(fit_intercept)])
     part = Problem(rows, problem.y, problem.weights, problem.total)
-    value = part.loss(point) + pull @ point
+    value, slopes = part.loss(point) + pull @ point, part.gradient(point)[0] + pull
     for _ in range(_POLISH):
         live = np.flatnonzero(point)  # what has reached zero stays there
-        slopes = (part.gradient(point)[0] + pull)[live]
         chances = expit(rows @ point)
         step = np.zeros_like(point)
-        step[live] = _newton_step(csr_matrix(rows[:, live]), problem.shares * chances * (1 - chances), slopes)
+        step[live] = _newton_step(csr_matrix(rows[:, live]), problem.shares * chances * (1 - chances), slopes[live])
         size = 1.0
         while size > 1e-4:
             tried = point - size * step
             tried[: len(places)] = np.where(tried[: len(places)] * signs > 0, tried[: len(places)], 0.0)
-            found = part.loss(tried) + pull @ tried
-            if found < value:
+            found, then = part.loss(tried) + pull @ tried, part.gradient(tried)[0] + pull
+            # Near the minimum the objective no longer tells points apart; the slopes do.
+            flat = abs(found - value) <= 1e-14 * abs(value)
+            if np.abs(then[live]).max() < np.abs(slopes[live]).max() / 2 if flat else found < value:
                 break
             size /= 2
         else:
             break
-        point, value = tried, found
+        point, value, slopes = tried, found, then
     polished = np.zeros_like(coef)
     polished[places] = point[: len(places)]
     return polished, float(point[-1]) if fit_intercept else 0.0
