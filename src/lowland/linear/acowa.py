@@ -1,10 +1,10 @@
 """ACOWA (Lu et al. 2024; ECML-PKDD 2025): OWA with two rounds, in which machines learn from each other.
 
-    before round 1   every machine gets the mean rows of each class on all machines, as rows with their counts as weights
-    round 1          local L1 fits;  s_j: share of machines whose model uses feature j
-    round 2          local L1 fits with penalties m_j = lambda_2 / W_j,  W_j = 1 + boost s_j,
-                     lambda_2 = lambda d / sum_j (1 / W_j), and centroids of weight 1
-    merge            as in OWA
+before round 1   every machine gets the mean rows of each class on all machines, as rows with their counts as weights
+round 1          local L1 fits;  s_j: share of machines whose model uses feature j
+round 2          local L1 fits with penalties m_j = lambda_2 / W_j,  W_j = 1 + boost s_j,
+                 lambda_2 = lambda d / sum_j (1 / W_j), and centroids of weight 1
+merge            as in OWA
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class ACOWALogisticRegression(PartitionedClassifier):
     Args:
         centroid_weight: times its count, the weight of a centroid in round 1.
         boost: how much less a feature is penalised in round 2 that all machines chose in round 1.
-        merge_on: "sample", rows drawn on all machines, `merge_rows` of them and 10 a machine or more; or "root", all
-            rows of the first machine.
+        merge_on: "sample", rows drawn on all machines, a share `merge_rows` of them, but 10 a machine and 100 at
+            least; or "root", all rows of the first machine.
         merge_lambda: lambda_2 of the merge; None: the best of ten over `folds` folds.
 
     >>> X, y = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]] * 5), [1, 1, 0, 0] * 5

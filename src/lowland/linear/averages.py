@@ -71,7 +71,12 @@ class DebiasedAverageLogisticRegression(PartitionedClassifier):
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:
-        self.lambda_, self.n_partitions, self.fraction, self.fit_intercept = lambda_, n_partitions, fraction, fit_intercept
+        self.lambda_, self.n_partitions, self.fraction, self.fit_intercept = (
+            lambda_,
+            n_partitions,
+            fraction,
+            fit_intercept,
+        )
         self.class_weight, self.tol, self.max_iter = class_weight, tol, max_iter
         self.n_jobs, self.random_state = n_jobs, random_state
 

@@ -38,8 +38,8 @@ class PartitionedClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignor
             ValueError: bad settings, or rows or weights that scikit-learn refuses too.
         """
         self._check()
-        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64)
-        check_classification_targets(y)
+        X, labels = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64)
+        check_classification_targets(labels)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         kept = weights > 0
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -47,7 +47,7 @@ class PartitionedClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignor
         if not sparse.has_canonical_format:
             sparse = sparse.copy()
             sparse.sum_duplicates()
-        parts = split(sparse[kept], y[kept], weights[kept], self.n_partitions, seed)
+        parts = split(sparse[kept], labels[kept], weights[kept], self.n_partitions, seed)
         return self._fitted(Joblib(self.n_jobs), parts, seed, None)
 
     def fit_partitions(
@@ -85,7 +85,7 @@ class PartitionedClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignor
         session.open(self, seed)
         lambdas = np.atleast_1d(np.asarray(self.lambda_, dtype=float))
         path = self._combined(session, lambdas)
-        session.warn(self.tol)  # type: ignore[attr-defined]
+        session.warn(self.tol)
         self.n_features_in_ = session.features
         self.classes_ = session.common.classes
         self.lambdas_ = lambdas
@@ -166,7 +166,7 @@ class PartitionedClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignor
             if value is not None and not low < value <= high:
                 raise ValueError(f"{name} must lie above {low:g} and at most at {high:g}, got {value!r}")
         if getattr(self, "merge_on", "sample") not in ("sample", "root"):
-            raise ValueError(f"merge_on must be 'sample' or 'root', got {self.merge_on!r}")  # type: ignore[attr-defined]
+            raise ValueError(f"merge_on must be 'sample' or 'root', got {self.merge_on!r}")
 
 
 _LEAST = {"n_partitions": 1, "max_iter": 1, "folds": 2}

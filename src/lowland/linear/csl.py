@@ -1,6 +1,6 @@
 """Communication-efficient surrogate likelihood (Jordan, Lee, Yang 2019, arXiv 1605.07689), one step from the mean.
 
-    w = argmin  f_1(w) + (grad f(w_0) - grad f_1(w_0)) w + lambda ||w||_1        f_1: loss of the root;  f: of all machines
+    w = argmin  f_1(w) + (grad f(w_0) - grad f_1(w_0)) w + lambda ||w||_1        f_1: loss of the root;  f: of all
 
 w_0 is the naive average. Round one fits it, round two gathers gradients at it; the root solves the rest.
 """

@@ -7,7 +7,7 @@ travel; rows are opened where the step runs.
 from __future__ import annotations
 
 import contextlib
-import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -29,7 +29,7 @@ class Engine(Protocol):
 
 def run_step(step: Step, holder: Any, number: int, job: Any) -> Any:
     """Open the rows of a machine and run a step on one thread: the same bits whatever is around."""
-    with _libraries().limit(limits=1):
+    with _ONE_THREAD:
         return step(open_part(holder, number), job)
 
 
@@ -94,13 +94,12 @@ class Dask:
         with self.answering(), dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
             shared = self.client.submit(_same, job, pure=False)
             futures = [
-                self.client.submit(run_step, step, holder, k, shared, pure=False)
-                for k, holder in enumerate(holders)
+                self.client.submit(run_step, step, holder, k, shared, pure=False) for k, holder in enumerate(holders)
             ]
             places = {future.key: k for k, future in enumerate(futures)}
             found: dict[int, Any] = {}
             try:
-                for future in as_completed(futures):
+                for future in as_completed(futures):  # type: ignore[no-untyped-call]
                     found[places[future.key]] = future.result()
                     told(len(found), len(holders))
             except KilledWorker as error:
@@ -117,7 +116,7 @@ class Dask:
     def answering(self) -> Iterator[None]:
         """Turn what a scheduler that is gone raises into a ConnectionError."""
         from distributed import CancelledError
-        from distributed.comm import CommClosedError
+        from distributed.comm.core import CommClosedError
 
         try:
             if self.client.status not in ("running", "connecting"):
@@ -127,11 +126,31 @@ class Dask:
             raise ConnectionError(_lost(self.client)) from error
 
 
-@functools.cache
-def _libraries() -> Any:
-    from threadpoolctl import ThreadpoolController
+class _OneThread:
+    """BLAS on one thread from the first step that enters to the last that leaves, in whatever thread of the process."""
 
-    return ThreadpoolController()
+    def __init__(self) -> None:
+        self.lock, self.inside = threading.Lock(), 0
+        self.libraries: Any = None
+        self.limit: Any = None
+
+    def __enter__(self) -> None:
+        from threadpoolctl import ThreadpoolController
+
+        with self.lock:
+            self.libraries = self.libraries or ThreadpoolController()
+            if not self.inside:
+                self.limit = self.libraries.limit(limits=1)
+            self.inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.limit.restore_original_limits()
+
+
+_ONE_THREAD = _OneThread()
 
 
 def _same(job: Any) -> Any:

@@ -17,6 +17,7 @@ gap is computed over all of them, and those that break the conditions of optimal
 
 from __future__ import annotations
 
+import threading
 import warnings
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ from sklearn.linear_model import LogisticRegression
 
 from .objective import Floats, Problem
 
+_ONE_AT_A_TIME = threading.Lock()
 _LOOSE = 1e4  # the intercept's column
 _STEPS = (1e-4, 1e-6, 1e-8)  # tolerances of LIBLINEAR, until the gap is reached; its line search knows no finer ones
 _DENSE = 500  # coefficients up to which Newton's system is solved at once
@@ -123,7 +125,8 @@ def _liblinear(
         intercept_scaling=_LOOSE,
         random_state=0,
     )
-    with warnings.catch_warnings():
+    # Its random numbers are the process's: threads that took turns would change the last digits.
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the duality gap says it, in numbers
         model.fit(scaled, problem.y, sample_weight=problem.shares / mean)
     coef = np.zeros(problem.X.shape[1])

@@ -7,8 +7,8 @@ The intercept b is not penalised. The duality gap bounds by how much a point lie
     D(a) = -(1 / l) sum_i c_i (a_i log a_i + (1 - a_i) log(1 - a_i))        0 <= a_i <= 1
     subject to |(1 / l) sum_i c_i a_i y_i x_ij| <= m_j and, with an intercept, sum_i c_i a_i y_i = 0
 
-From w the point a_i = 1 / (1 + exp(y_i (x_i w + b))) is taken; the side of the labels with the larger sum is scaled down
-to the other's, then all of it until the largest violation is gone.
+From w the point a_i = 1 / (1 + exp(y_i (x_i w + b))) is taken; the side of the labels with the larger sum is scaled
+down to the other's, then all of it until the largest violation is gone.
 """
 
 from __future__ import annotations

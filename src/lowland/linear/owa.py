@@ -1,6 +1,6 @@
 """Optimal weighted averaging (Izbicki, Shelton 2019, arXiv 1907.11172): one round of local fits, then a merge.
 
-    w = W v        W: local models as columns, d x machines;  v: an L2 logistic regression on x_i W of a few rows
+w = W v        W: local models as columns, d x machines;  v: an L2 logistic regression on x_i W of a few rows
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class OWALogisticRegression(PartitionedClassifier):
     """Local L1 logistic regressions, merged by a regression on what they say.
 
     Args:
-        merge_on: "sample", rows drawn on all machines, `merge_rows` of them and 10 a machine or more; or "root", all
-            rows of the first machine.
+        merge_on: "sample", rows drawn on all machines, a share `merge_rows` of them, but 10 a machine and 100 at
+            least; or "root", all rows of the first machine.
         merge_lambda: lambda_2; None: the best of ten over `folds` folds.
 
     >>> import numpy as np

@@ -38,7 +38,7 @@ def open_part(holder: Any, number: int) -> Part:
         if not isinstance(content, tuple | list) or len(content) not in (2, 3):
             raise ValueError(f"rows must come as (X, y) or (X, y, weights), got {type(content).__name__}")
         X, y = content[0], content[1]
-        X = check_array(X, accept_sparse="csr", dtype=np.float64)
+        X = check_array(X, accept_sparse="csr", dtype=np.float64, input_name="X")
         X = csr_matrix(X)
         if not X.has_canonical_format:
             X = X.copy()  # it is the caller's
@@ -79,9 +79,9 @@ def holders_of(parts: Any, client: Any) -> list[Any]:
 def _placed(holder: Any, client: Any) -> Any:
     """A holder with its delayed content computed: where a cluster keeps it, or here."""
     if isinstance(holder, tuple | list) and any(_is_dask(one) for one in holder):
-        import dask
+        from dask.delayed import delayed
 
-        holder = dask.delayed(tuple)([_one_block(one) for one in holder])
+        holder = delayed(tuple)([_one_block(one) for one in holder])
     if _is_delayed(holder):
         return holder.compute() if client is None else client.compute(holder)
     if _is_future(holder) and client is None:
@@ -125,4 +125,3 @@ def _is_future(one: Any) -> bool:
 
 def _is_dask(one: Any) -> bool:
     return _is_dask_array(one) or _is_delayed(one) or _is_future(one)
-

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 from .objective import Floats
 
 Keys = NDArray[np.uint64]
-_HEAVY = 4  # equal rows that outweigh a machine's rows / _HEAVY are divided among all machines
+_HEAVY = 2  # equal rows that outweigh a machine's rows / _HEAVY are divided among all machines
 _HEAVY_SHARE = 0.01  # equal rows of more than this share of a machine's weight are always in the sample
 
 
@@ -111,7 +111,7 @@ def _groups(keys: Keys, weights: Floats) -> tuple[Keys, NDArray[np.int64], Float
     values, group = np.unique(keys, return_inverse=True)
     order = np.argsort(weights, kind="stable")  # one order of the sum, whatever the order of the rows
     sums = np.bincount(group[order], weights[order], minlength=len(values))
-    return values, group, sums
+    return values, np.asarray(group, dtype=np.int64), np.asarray(sums, dtype=float)
 
 
 def _mixed(values: Keys) -> Keys:

@@ -20,6 +20,7 @@ from .objective import Floats
 Progress = Callable[[str, int, int], None]  # stage, machines done, machines in all
 Path = list[tuple[csr_matrix, Floats]]  # for each lambda: coefficients (problems, d), intercepts (problems,)
 _FLOOR = 10  # rows of the second round for each machine, at least, as far as there are rows
+_LEAST = 100  # and of all machines together
 
 
 class Session:
@@ -108,7 +109,7 @@ class Session:
         """Return W v of every lambda and problem: OWA's second round."""
         pool = [[_stacked(models, place, k) for k in range(len(models[0].present))] for place in _places(models)]
         distinct = sum(one.distinct for one in self.descriptions)
-        share = min(1.0, max(float(settings.merge_rows), _FLOOR * len(models) / distinct))
+        share = min(1.0, max(float(settings.merge_rows), max(_FLOOR * len(models), _LEAST) / distinct))
         columns, added = [[one[0] for one in row] for row in pool], [[one[1] for one in row] for row in pool]
         job = steps.SampleJob(self.common, columns, added, 1.0 if settings.merge_on == "root" else share)
         if settings.merge_on == "root":
@@ -148,7 +149,8 @@ def _stacked(models: Sequence[Models], place: int, k: int) -> tuple[csr_matrix, 
     kept = [one for one in models if one.present[k] and one.coefs[place][[k]].count_nonzero()]
     if not kept:
         return csr_matrix((0, models[0].coefs[place].shape[1])), np.zeros(0)
-    return csr_matrix(vstack([one.coefs[place][[k]] for one in kept])), np.array([one.intercepts[place, k] for one in kept])
+    rows = csr_matrix(vstack([one.coefs[place][[k]] for one in kept]))
+    return rows, np.array([one.intercepts[place, k] for one in kept])
 
 
 def _joined(seen: Sequence[Projected]) -> Projected:

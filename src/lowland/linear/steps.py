@@ -90,13 +90,15 @@ def describe(part: Part, job: int) -> Description:
     """Return counts and classes; the job is a seed."""
     classes, codes = np.unique(part.y, return_inverse=True)
     keys = row_keys(part.X, job)
-    return Description(part.X.shape[1], len(part.y), distinct(keys), classes, np.bincount(codes, part.weights))
+    return Description(
+        part.X.shape[1], len(part.y), distinct(keys), classes, np.bincount(codes, part.weights).astype(float)
+    )
 
 
 def centroids(part: Part, job: Common) -> Centroids:
     """Return the weighted mean row of each class that has rows here."""
     codes = np.searchsorted(job.classes, part.y)
-    sums = np.bincount(codes, part.weights, minlength=len(job.classes))
+    sums = np.bincount(codes, part.weights, minlength=len(job.classes)).astype(float)
     there = np.flatnonzero(sums)
     places = np.searchsorted(there, codes)
     pick = csr_matrix((part.weights / sums[codes], (places, np.arange(len(codes)))), shape=(len(there), len(codes)))
@@ -175,7 +177,7 @@ def merged(
     seen: Projected, common: Common, lambda_: float | None, count: int
 ) -> list[list[tuple[Floats, float, float]]]:
     """Return v, v0 and lambda_2 of each lambda and problem."""
-    found = []
+    found: list[list[tuple[Floats, float, float]]] = []
     for values in seen.values:
         found.append([])
         for Z, positive in zip(values, common.positives, strict=True):

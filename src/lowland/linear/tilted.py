@@ -2,12 +2,14 @@
 
 Two variables for each coefficient, w = u - v with u, v >= 0, make it smooth with bounds: L-BFGS-B (Byrd, Lu, Nocedal,
 Zhu 1995) from scipy. There is no dual point at hand, so the gap is the one of Frank and Wolfe, which bounds how far the
-point lies above the best one with |w_j| and |b| up to twice its own largest:
+point lies above the best one with |w_j| and |b| up to R: twice its own largest, and 2 at least:
 
     w g + sum_j m_j |w_j| + R sum_j max(0, |g_j| - m_j) + (b g_0 + R |g_0|)        g: gradient of loss and linear term
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
@@ -15,7 +17,8 @@ from scipy.optimize import minimize
 from .local import Solution
 from .objective import Floats, Problem
 
-_STEPS = 5000
+_STEPS = 2000
+_FAR = 1e6  # a coefficient beyond this: there is no minimum
 
 
 def solve_tilted(
@@ -45,25 +48,32 @@ def solve_tilted(
     def value(point: Floats) -> tuple[float, Floats]:
         coef, intercept = point[:n] - point[n : 2 * n], float(point[-1]) if fit_intercept else 0.0
         slopes, slope = part.gradient(coef, intercept)
-        found = part.loss(coef, intercept) + lean @ coef + lean_intercept * intercept + limits @ (
-            point[:n] + point[n : 2 * n]
+        found = (
+            part.loss(coef, intercept)
+            + lean @ coef
+            + lean_intercept * intercept
+            + limits @ (point[:n] + point[n : 2 * n])
         )
         full = [slopes + lean + limits, limits - slopes - lean]
-        return found, np.concatenate([*full, [slope + lean_intercept]] if fit_intercept else full)
+        return float(found), np.concatenate([*full, [slope + lean_intercept]] if fit_intercept else full)
 
     first = start[0][used]
     begin = np.concatenate([np.maximum(first, 0), np.maximum(-first, 0), [start[1]] * int(fit_intercept)])
     bounds = [(0.0, None)] * (2 * n) + [(None, None)] * int(fit_intercept)
     options = {"maxiter": _STEPS, "maxfun": 2 * _STEPS, "ftol": 0.0, "gtol": tol * 1e-2, "maxcor": 20}
-    result = minimize(value, begin, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-    coef, intercept = result.x[:n] - result.x[n : 2 * n], float(result.x[-1]) if fit_intercept else 0.0
+
+    def far(intermediate_result: Any) -> None:
+        if np.abs(intermediate_result.x).max(initial=0.0) > _FAR:
+            raise StopIteration
+
+    result = minimize(value, begin, jac=True, method="L-BFGS-B", bounds=bounds, options=options, callback=far)
+    point = begin if np.abs(result.x).max(initial=0.0) > _FAR else result.x
+    coef, intercept = point[:n] - point[n : 2 * n], float(point[-1]) if fit_intercept else 0.0
     slopes, slope = part.gradient(coef, intercept)
     slopes, slope = slopes + lean, (slope + lean_intercept) * fit_intercept
-    radius = 2 * max(float(np.abs(coef).max(initial=0.0)), abs(intercept))
+    radius = 2 * max(float(np.abs(coef).max(initial=0.0)), abs(intercept), 1.0)
     gap = float(slopes @ coef + limits @ np.abs(coef) + radius * np.maximum(np.abs(slopes) - limits, 0).sum())
     gap += slope * intercept + radius * abs(slope)
-    if gap > problem.loss(np.zeros(d)):  # not bounded below, or far from it: the start is the better answer
-        return Solution(start[0], start[1], gap, 0.0, int(result.nit))
     full = np.zeros(d)
     full[used] = coef
     wanted = max(tol, 1e-6) * float(problem.shares.sum()) * np.log(2.0)
