@@ -1,0 +1,15 @@
+"""L1 logistic regression on huge sparse data in one or two rounds, as scikit-learn estimators.
+
+Needs scikit-learn and scipy: pip install 'lowland[linear]'.
+"""
+
+try:
+    import sklearn as _sklearn  # noqa: F401
+except ImportError as error:
+    raise ImportError("lowland.linear needs scikit-learn: pip install 'lowland[linear]'") from error
+
+from .acowa import ACOWALogisticRegression as ACOWALogisticRegression
+from .averages import DebiasedAverageLogisticRegression as DebiasedAverageLogisticRegression
+from .averages import NaiveAverageLogisticRegression as NaiveAverageLogisticRegression
+from .csl import CSLLogisticRegression as CSLLogisticRegression
+from .owa import OWALogisticRegression as OWALogisticRegression
