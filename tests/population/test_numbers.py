@@ -73,14 +73,14 @@ def test_papa2_by_all_choices_of_pairs() -> None:
 def test_papa2_draws_from_all_pairs() -> None:
     # The authors' code permutes 0 .. N - 1 in place of 0 .. N (N - 1) / 2 - 1: SamsungSAILMontreal/PAPA@47ad83a.
     seen: dict[tuple[int, int], int] = {}
-    for step in range(4000):
+    for step in range(1000):
         chosen = streams.pairs(3, step, 5)
         assert len(set(chosen)) == 5
         for pair in chosen:
             seen[pair] = seen.get(pair, 0) + 1
     assert len(seen) == 10
-    # Each pair is in half of the draws: a standard error of sqrt(4000) / 2 = 32.
-    assert all(abs(count - 2000) < 5 * 32 for count in seen.values())
+    # Each pair is in half of the draws: a standard deviation of sqrt(1000) / 2 = 16.
+    assert all(abs(count - 500) < 5 * 16 for count in seen.values())
 
 
 @pytest.mark.parametrize("members", [2, 3, 5])
@@ -104,7 +104,7 @@ def test_repair_of_one_channel() -> None:
     model = nn.Sequential(layer, nn.Linear(1, 1, dtype=torch.float64))
     repair_(model, [torch.tensor([[1.5 - half], [1.5 + half]], dtype=torch.float64)], {"0": goal})
     # eps = 1e-5 stands beside a variance of 1.44, float32 sums beside float64 ones.
-    assert float(layer(torch.tensor([[2.7]], dtype=torch.float64))) == pytest.approx(5.0, abs=2e-5)
+    assert float(layer(torch.tensor([[2.7]], dtype=torch.float64)).detach()) == pytest.approx(5.0, abs=2e-5)
 
 
 def test_layers_of_wash() -> None:
@@ -154,12 +154,12 @@ def test_what_wash_sends_of_a_resnet18() -> None:
     assert 4 * entering("layer") * (1 - 1 / 3) == pytest.approx(6446, abs=1)  # of 1611.4 values
     assert 4 * entering("layer") * (1 - 1 / 5) == pytest.approx(7735, abs=1)
     assert size / 10 / entering("layer") == pytest.approx(462, abs=0.5)
-    # What 200 steps really choose, within four standard deviations.
+    # What 60 steps really choose, within four standard deviations.
     sizes = {name: t.numel() for name, t in weights.items()}
-    drawn = [streams.shuffle(0, step, sizes, layers.chances(0.001, weights), 3).order for step in range(200)]
+    drawn = [streams.shuffle(0, step, sizes, layers.chances(0.001, weights), 3).order for step in range(60)]
     moved = sum(int((order != torch.arange(3)[:, None]).sum()) for order in drawn) / 3
-    assert abs(sum(order.shape[1] for order in drawn) / 200 - 2417.06) < 4 * math.sqrt(2417.06 / 200)
-    assert abs(moved / 200 - 1611.4) < 4 * math.sqrt(1611.4 / 200)
+    assert abs(sum(order.shape[1] for order in drawn) / 60 - 2417.06) < 4 * math.sqrt(2417.06 / 60)
+    assert abs(moved / 60 - 1611.4) < 4 * math.sqrt(1611.4 / 60)
 
 
 def test_a_shuffle_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,14 +213,14 @@ def test_the_stream_goes_on_where_too_few_events_were_made(monkeypatch: pytest.M
 def test_the_stream_chooses_as_often_as_it_says() -> None:
     counts = torch.zeros(40)
     orders = torch.zeros(6)
-    for step in range(3000):
+    for step in range(800):
         plan = streams.shuffle(0, step, {"w": 40}, {"w": 0.1}, 3)
         counts[plan.places["w"]] += 1
         for order in plan.order.T.tolist():
             orders[order[0] * 2 + (order[1] > order[2])] += 1
-    # Binomial(3000, 0.1): a standard deviation of 16.4; each of the six permutations a sixth of 12000.
-    assert (counts - 300).abs().max() < 5 * 16.4
-    assert (orders - counts.sum() / 6).abs().max() < 5 * math.sqrt(12000 / 6)
+    # Binomial(800, 0.1): a standard deviation of 8.5; each of the six permutations a sixth of 3200.
+    assert (counts - 80).abs().max() < 5 * 8.5
+    assert (orders - counts.sum() / 6).abs().max() < 5 * math.sqrt(3200 / 6)
 
 
 def two(rule: IMWA | DART, steps: int, momentum: float = 0.0, start: float = 0.0, trained_alone: bool = False) -> float:

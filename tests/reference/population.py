@@ -1,4 +1,4 @@
-"""Rules of populations as they are told, one number after the other, in float64: rows are members, columns coordinates."""
+"""Rules of populations as they are told, one number after the other: rows are members, columns coordinates."""
 
 from __future__ import annotations
 

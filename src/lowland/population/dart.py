@@ -34,12 +34,15 @@ class DART:
     rounds: int = 0  # 0: without end
 
     on_buffers = "averaged"
-    on_optimizer = "kept; begun anew when branches part"
 
     def __post_init__(self) -> None:
         whole(self.every, "every", 1)
         whole(self.pretrain, "pretrain", 0)
         whole(self.rounds, "rounds", 0)
+
+    @property
+    def on_optimizer(self) -> str:
+        return "begun anew when branches part, then kept" if self.pretrain else "kept"
 
     def cost(self, members: int) -> int:
         """Return how many steps of one model the whole training is.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..moments import wide
+from ..arithmetic.moments import wide
 from .members import Members, Named, joined, rows_of
 from .rule import share, whole
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..moments import wide
+from ..arithmetic.moments import wide
 from .meter import Traffic
 
 Row = list[Tensor]

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..moments import lerp_, wide
+from ..arithmetic.moments import lerp_, wide
 from .members import Members, Named, joined, rows_of
 from .rule import share, whole
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..moments import first_nonfinite
-from ..shards import anywhere, is_sharded, local, runs
+from ..arithmetic.moments import first_nonfinite
 from ..weights import Select, Weights, check_same, floating, selected
+from ..weights.shards import anywhere, is_sharded, local, runs
 from .exchange import Exchange, Row
 
 Named = dict[str, Tensor]

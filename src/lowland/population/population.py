@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..shards import is_sharded, like, local
 from ..weights import Select, applied, check_same, clone_of, floating, parameters, select_name, weights_of
+from ..weights.shards import is_sharded, like, local
 from .exchange import Alone, Exchange, Ranks
 from .members import Members, Named, joined, rows_of
 from .meter import Meter, Traffic
@@ -87,12 +87,24 @@ class Population:
         self._members.slots = rule.slots(self._members)
         self._members.introduced = self._introduction()
         for optimizer in steppers or ():
-            optimizer.register_step_pre_hook(lambda *_: self._members.settle())
+            optimizer.register_step_pre_hook(lambda *_: self.settle())
+            optimizer.register_state_dict_pre_hook(lambda *_: self.settle())
+            optimizer.register_load_state_dict_pre_hook(lambda *_: self.settle())
 
     @property
     def size(self) -> int:
         """How many members there are, in all processes."""
         return self._members.size
+
+    @property
+    def here(self) -> Sequence[int]:
+        """The numbers of the members of this process."""
+        return self._members.here
+
+    @property
+    def over_ranks(self) -> bool:
+        """Whether each member has a rank of its own."""
+        return isinstance(self._members.exchange, Ranks)
 
     @property
     def steps(self) -> int:
@@ -140,7 +152,7 @@ class Population:
         They are what `lowland.soup.greedy` and `lowland.Mixture` take.
         """
         names, rows, whole = self._rows()
-        if isinstance(self._members.exchange, Alone):
+        if not self.over_ranks:
             return [clone_of(dict(zip(names, row, strict=True))) for row in rows]
         gathered = self._members.exchange.gathered(rows)
         return [self._placed(names, row, whole) for row in gathered]
@@ -363,5 +375,5 @@ def _digest(weights: Named) -> str:
     found = hashlib.blake2b(digest_size=8)
     for name, tensor in weights.items():
         found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

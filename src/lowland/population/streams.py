@@ -1,6 +1,6 @@
 """Which coordinates are shuffled and how, and which pairs are mixed: pure functions of seed, step and tensor.
 
-Nothing of this travels: every rank computes it. The numbers are those of Philox4x32-10 (`lowland.philox`):
+Nothing of this travels: every rank computes it. The numbers are those of Philox4x32-10 (`lowland.arithmetic.philox`):
 
     key      64 bits that follow from the seed
     counter  (event, block, step, tensor); pairs are those of tensor 0, which no name has
@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..philox import MASK, philox, tensor_ids
+from ..arithmetic.philox import MASK, philox, tensor_ids
 
 TABLE = 1 << 12
 
