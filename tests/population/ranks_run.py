@@ -26,8 +26,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import lowland
-from lowland.population import IMWA, PAPA, PAPA2, WASH, DiLoCo, LocalSGD, Population, Rule
-from lowland.population.state import load_members, save_members
+from lowland.population import IMWA, PAPA, PAPA2, WASH, DiLoCo, LocalSGD, Population, Rule, load_members, save_members
 from lowland.weights import weights_of
 
 from ..conformance import POPULATIONS

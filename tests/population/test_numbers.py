@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lowland.arithmetic import kernels
 from lowland.population import DART, IMWA, PAPA, PAPA2, WASH, DiLoCo, LocalSGD, PAPAAll, Population, layers, streams
+from lowland.population.exchange import Alone, all_finite
 from lowland.population.repair import repair_
 
 from ..reference import population as naive
@@ -314,3 +316,33 @@ def test_papa_all_takes_the_mean_and_stops() -> None:
         assert same == (step in (2, 3))
         if step == 3:
             models[0].w.data.add_(1.0)
+
+
+@pytest.mark.skipif(not kernels.available(), reason="numba is not installed")
+@pytest.mark.parametrize("weight", [0.01, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("members", [2, 3, 5])
+def test_the_compiled_pull_is_its_twin_in_torch(weight: float, members: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = (200_003, 0, 1, 17, 1024)
+    rows = [[torch.randn(size + 1, generator=generator)[1:] for size in sizes] for _ in range(members)]
+    rows = [[*row, torch.randn(6, dtype=torch.float64, generator=generator)] for row in rows]  # left to torch
+    twins = [[t.clone() for t in row] for row in rows]
+    Alone(members).pull_(rows, weight)
+    with kernels.disabled():
+        Alone(members).pull_(twins, weight)
+        assert not all_finite(twins)
+    assert all(torch.equal(a, b) for row, twin in zip(rows, twins, strict=True) for a, b in zip(row, twin, strict=True))
+
+
+@pytest.mark.skipif(not kernels.available(), reason="numba is not installed")
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_the_compiled_check_sees_every_place(bad: float) -> None:
+    rows = [[torch.zeros(5), torch.full((140_001,), 3e38)] for _ in range(2)]
+    assert all_finite(rows)
+    for tensor in (rows[0][0], rows[1][1]):
+        for place in (0, len(tensor) - 1):
+            old = tensor[place].item()
+            tensor[place] = bad
+            assert not all_finite(rows)
+            tensor[place] = old
+    assert all_finite(rows)

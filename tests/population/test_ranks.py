@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowland.population import Population
-from lowland.population.state import load_members, save_members
+from lowland.population import Population, load_members, save_members
 
 from ..conformance import POPULATIONS
 from .models import Net, train

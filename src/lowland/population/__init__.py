@@ -13,4 +13,6 @@ from .papa_all import PAPAAll as PAPAAll
 from .population import Population as Population
 from .population import Probe as Probe
 from .rule import Rule as Rule
+from .state import load_members as load_members
+from .state import save_members as save_members
 from .wash import WASH as WASH

@@ -10,15 +10,18 @@ back does too. Neither class keeps the number of ranks or the number of this one
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..arithmetic import kernels
 from ..arithmetic.moments import wide
 from .meter import Traffic
 
@@ -90,7 +93,7 @@ class Alone:
         return found
 
     def pull_(self, rows: Sequence[Row], weight: float) -> None:
-        for own in _pieces(rows):
+        for own in _pieces(_compiled_(rows, weight)):
             mean = _mean(own)
             for tensor in own:
                 _towards_(tensor, mean, weight)
@@ -266,9 +269,10 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
+            said = re.sub(r"\[[^\]]*/[^\]]*\] *", "", " ".join(str(error).split())).split(". ")[0]
             raise RuntimeError(
-                f"a rank was lost or did not come in time ({' '.join(str(error).split())[:160]}): nothing of this "
-                "bucket was mixed; start again from the latest checkpoint, as torchrun --max-restarts does"
+                f"a rank was lost or did not come in time ({said}): this bucket was not mixed; start all ranks again "
+                "from their latest checkpoint, as torchrun --max-restarts does"
             ) from error
         finally:
             self.traffic.waited += time.perf_counter() - begun
@@ -305,6 +309,57 @@ def _pieces(rows: Sequence[Row]) -> Iterator[list[Tensor]]:
         flat = [tensor.view(-1) for tensor in own]
         for begin in range(0, len(flat[0]), PIECE):
             yield [tensor[begin : begin + PIECE] for tensor in flat]
+
+
+def all_finite(rows: Sequence[Row]) -> bool:
+    """Say whether compiled code has found every number of the rows finite; False also where it cannot be used.
+
+    >>> all_finite([[torch.tensor([float("nan")])]])
+    False
+    """
+    addresses, parts, rest = _parts(rows)
+    if not parts or any(rest):
+        return False
+    from ..arithmetic.kernels.pulls import finite
+
+    return all(kernels.run(finite, [(addresses, part) for part in parts]))
+
+
+def _compiled_(rows: Sequence[Row], weight: float) -> Sequence[Row]:
+    """Pull what the compiled pass takes and return the rows of the rest."""
+    addresses, parts, rest = _parts(rows)
+    if parts:
+        from ..arithmetic.kernels.pulls import pull
+
+        kernels.run(pull, [(addresses, part, weight) for part in parts])
+    return rest
+
+
+def _parts(rows: Sequence[Row]) -> tuple[Any, list[Any], Sequence[Row]]:
+    """What compiled passes take, float32 on the CPU without gaps: addresses, equal parts of work; the other rows."""
+    if not kernels.available():
+        return None, [], rows
+    rest: list[Row] = [[] for _ in rows]
+    addresses: list[list[int]] = []
+    entries: list[tuple[int, int, int]] = []
+    cuts, total = [0], 0
+    for own in zip(*rows, strict=True):
+        if all(t.dtype == torch.float32 and t.is_cpu and t.is_contiguous() for t in own):
+            size = own[0].numel()
+            for first in range(0, size, PIECE):
+                entries.append((len(addresses), first, min(first + PIECE, size)))
+                total += entries[-1][2] - first
+                if total >= PIECE:
+                    cuts.append(len(entries))
+                    total = 0
+            addresses.append([t.data_ptr() for t in own])
+        else:
+            for row, tensor in zip(rest, own, strict=True):
+                row.append(tensor)
+    table = np.array(entries, np.int64).reshape(-1, 3)
+    cuts += [len(entries)] if total else []
+    parts = [table[first:stop] for first, stop in zip(cuts, cuts[1:], strict=False)]
+    return np.array(addresses, np.int64), parts, rest
 
 
 def _by_dtype(row: Row) -> list[list[int]]:

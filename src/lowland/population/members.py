@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from ..arithmetic.moments import first_nonfinite
 from ..weights import Select, Weights, check_same, floating, selected
 from ..weights.shards import anywhere, is_sharded, local, runs
-from .exchange import Exchange, Row
+from .exchange import PIECE, Exchange, Row, all_finite
 
 Named = dict[str, Tensor]
 
@@ -65,15 +65,18 @@ class Members:
         """The models' own selected tensors."""
         return [selected(model, self.select) for model in self.models]
 
+    def first(self) -> dict[str, Tensor]:
+        """The first one's own selected tensors: of the names, shapes and placements of all."""
+        return selected(self.models[0], self.select)
+
     def buffers(self) -> list[Named]:
         """The floating-point buffers of each member, BatchNorm's running statistics among them; counters stay."""
         found = []
         for model in self.models:
-            try:
-                own = selected(model, lambda name, t: not isinstance(t, nn.Parameter) and floating(name, t))
-            except ValueError:  # there is none
-                own = {}
-            found.append({name: local(tensor.detach()) for name, tensor in own.items()})
+            own: dict[str, Tensor] = {}
+            if any(True for _ in model.buffers()):
+                own = selected(model, lambda name, t: isinstance(t, nn.Parameter) or floating(name, t))
+            found.append({n: local(t.detach()) for n, t in own.items() if not isinstance(t, nn.Parameter)})
         return found
 
     def states(self) -> list[Named]:
@@ -126,7 +129,7 @@ class Members:
                 every rank alike, and nothing is changed.
         """
         bad = self._nonfinite(rows)
-        own = self.whole()[0]
+        own = self.first()
         sharded = any(is_sharded(tensor) for tensor in own.values())
         wrong = anywhere(bool(bad), own) if sharded else bool(bad)
         bits = [int.from_bytes(struct.pack(">d", number), "big") >> 2 for number in numbers]
@@ -150,11 +153,13 @@ class Members:
             self._refuse([{"bad": bad}])
 
     def _nonfinite(self, rows: Sequence[Weights]) -> str:
-        if self.check_finite:
-            for number, row in zip(self.here, rows, strict=False):
-                name = first_nonfinite(row)
-                if name is not None:
-                    return f"{name} of member {number} holds a value that is not finite"
+        large = bool(rows) and sum(tensor.numel() for tensor in rows[0].values()) > PIECE
+        if not self.check_finite or (large and all_finite([list(row.values()) for row in rows])):
+            return ""
+        for number, row in zip(self.here, rows, strict=False):
+            name = first_nonfinite(row)
+            if name is not None:
+                return f"{name} of member {number} holds a value that is not finite"
         return ""
 
     def _refuse(self, told: list[dict[str, Any]]) -> None:
@@ -194,14 +199,14 @@ class Members:
 
     def sizes(self) -> dict[str, int]:
         """The number of elements of each selected tensor, of sharded ones the whole."""
-        return {name: tensor.numel() for name, tensor in self.whole()[0].items()}
+        return {name: tensor.numel() for name, tensor in self.first().items()}
 
     def held(self, places: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return those of the places, counted in whole tensors, that this rank holds, counted in its own.
 
         And which of all places they are; None where tensors are not sharded, as then it is all of them.
         """
-        own = self.whole()[0]
+        own = self.first()
         if not any(is_sharded(tensor) for tensor in own.values()):
             return dict(places), None
         found, kept = {}, []
@@ -217,7 +222,7 @@ class Members:
     def shared(self, value: float) -> float:
         """Return the sum of a number over the ranks that share one member's shards."""
         total = torch.tensor(value, dtype=torch.float64)
-        meshes = dict.fromkeys(t.device_mesh for t in self.whole()[0].values() if is_sharded(t))  # type: ignore[attr-defined]
+        meshes = dict.fromkeys(t.device_mesh for t in self.first().values() if is_sharded(t))  # type: ignore[attr-defined]
         for mesh in meshes:
             for axis in range(mesh.ndim):
                 total = total.to(mesh.device_type)

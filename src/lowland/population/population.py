@@ -196,7 +196,7 @@ class Population:
         rows = [list(each.values()) for each in own.parameters()]
         means = own.exchange.means(rows)
         found = []
-        whole = list(own.whole()[0].values())
+        whole = list(own.first().values())
         for row in rows:
             each = [float((t - mean).double().square().sum()) for t, mean in zip(row, means, strict=True)]
             alone = math.fsum(value for value, t in zip(each, whole, strict=True) if not is_sharded(t))
@@ -296,7 +296,7 @@ class Population:
     def _rows(self) -> tuple[list[str], list[list[Tensor]], Named]:
         self.settle()
         rows = joined(self._members.parameters(), self._members.buffers())
-        return list(rows[0]), rows_of(rows), dict(self._members.whole()[0])
+        return list(rows[0]), rows_of(rows), dict(self._members.first())
 
     def _placed(self, names: list[str], row: list[Tensor], whole: Named) -> dict[str, Tensor]:
         pairs = zip(names, row, strict=True)
@@ -305,8 +305,8 @@ class Population:
     def _introduction(self) -> str:
         own = self._members
         kind = type(own.optimizers[0]).__name__ if own.optimizers else "no optimiser"
-        first = next(iter(own.whole()[0].items()))
-        shapes = hashlib.blake2b(repr([(n, tuple(t.shape)) for n, t in own.whole()[0].items()]).encode()).hexdigest()
+        first = next(iter(own.first().items()))
+        shapes = hashlib.blake2b(repr([(n, tuple(t.shape)) for n, t in own.first().items()]).encode()).hexdigest()
         start = ""
         if getattr(self.rule, "one_start", False):
             digests = [_digest(each) for each in own.parameters()]

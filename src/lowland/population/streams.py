@@ -108,6 +108,7 @@ class _Walk(NamedTuple):
     rows: Tensor  # of the table, times 2^33
     table: Tensor  # thresholds of all probabilities, row after row
     firsts: Tensor  # of each tensor, the place of its first event
+    owners: Tensor  # of each event, which tensor it is of
     counts: tuple[int, ...]  # of each tensor, its events
 
 
@@ -126,6 +127,7 @@ def _walked(sizes: tuple[tuple[str, int], ...], chances: tuple[float, ...], enou
         torch.tensor([rows.get(chance, 0) << 33 for chance in chances]).repeat_interleave(times),
         torch.cat([*table, torch.empty(0, dtype=torch.int64)]),
         firsts,
+        torch.arange(len(counts)).repeat_interleave(times),
         counts,
     )
 
@@ -144,7 +146,7 @@ def _walk(walk: _Walk, step: int, key: int) -> tuple[list[int], Tensor, Tensor, 
     ends = torch.cumsum(torch.where(hits, gaps + 1, TABLE), 0)
     before = torch.cat([ends.new_zeros(1), ends])[walk.firsts]
     times = torch.tensor(walk.counts)
-    ends = ends - before.repeat_interleave(times)
+    ends = ends - before[walk.owners]
     lasts = (walk.firsts + times - 1)[times > 0]
     if bool((ends[lasts] < walk.sizes[lasts]).any()):
         return None

@@ -66,7 +66,7 @@ class WASH:
         if members.step % self.every or not self.p:
             return
         own = members.parameters()
-        chance = chances(self.p, members.whole()[0], self.depth)
+        chance = chances(self.p, members.first(), self.depth)
         if not self.norms:
             chance |= dict.fromkeys(norms(own[0]), 0.0)
         plan = shuffle(members.seed, members.step, members.sizes(), chance, members.size)
