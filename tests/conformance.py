@@ -12,6 +12,7 @@ from torch import Tensor
 from lowland import ASWA, EMA, SWA, SWAG, Mixture, Snapshots
 from lowland.averager import Averager, Drawable
 from lowland.ema import Power, Warmup
+from lowland.population import DART, IMWA, PAPA, PAPA2, WASH, DiLoCo, Independent, LocalSGD, PAPAAll, Rule
 from lowland.weights.named import Weights
 
 from .problems import walk
@@ -117,4 +118,31 @@ POSTERIORS: dict[str, Known] = {
         lambda: Mixture([walk(1, seed)[0] for seed in (0, 1, 2)]),
         lambda: _flat_points([walk(1, seed)[0] for seed in (0, 1, 2)]),
     ),
+}
+
+
+POPULATIONS: dict[str, Rule] = {
+    "Independent": Independent(),
+    "local SGD": LocalSGD(every=3),
+    "PAPA": PAPA(every=3, alpha=0.7),
+    "PAPA of one strength": PAPA(every=2, alpha=0.7, follow="nothing", epoch=5),
+    "PAPA-all": PAPAAll(every=3, until=12),
+    "PAPA-all with REPAIR": PAPAAll(every=3, repair=1),
+    "PAPA-2": PAPA2(every=3),
+    "DART": DART(every=3, rounds=3),
+    "DART from one model": DART(every=3, pretrain=2),
+    "WASH": WASH(p=0.2),
+    "WASH without norms": WASH(p=0.2, every=2, depth="flat", norms=False),
+    "WASH+Opt": WASH(p=0.2, depth="tensor", optimizer_state=True),
+    "IMWA": IMWA(every=3),
+    "IMWA that keeps momenta": IMWA(every=3, momentum="keep", ema=0.9, ema_of="averages"),
+    "IMWA with teachers": IMWA(every=3, momentum="average", ema=0.9),
+    "DiLoCo": DiLoCo(every=3),
+}
+# Every other rule keeps the mean of the members' parameters.
+MOVES_THE_MEAN = {
+    "PAPA-all with REPAIR": "the repair moves it",
+    "PAPA-2": "kept in expectation over the pairs only",
+    "DART from one model": "when branches part, all become the first member",
+    "DiLoCo": "an outer step goes beyond it",
 }

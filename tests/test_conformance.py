@@ -14,9 +14,11 @@ from torch import Tensor, nn
 import lowland
 from lowland import applied, copy_to, weights_of
 from lowland.averager import Averager, Finite, Posterior
+from lowland.population import Population
 from lowland.weights.named import trainable
 
-from .conformance import AVERAGERS, POSTERIORS, Method
+from .conformance import AVERAGERS, MOVES_THE_MEAN, POPULATIONS, POSTERIORS, Method
+from .population.models import Net
 from .problems import Small, walk
 
 averagers = pytest.mark.parametrize("method", AVERAGERS.values(), ids=AVERAGERS.keys())
@@ -325,3 +327,34 @@ def test_members_of_finite_posteriors_are_their_points(name: str) -> None:
     mean, _ = known.moments()
     flat = torch.stack([torch.cat([w[key].flatten().double() for key in sorted(w)]) for w in points])
     assert torch.allclose(flat.mean(0), mean, atol=1e-6)
+
+
+# Populations.
+
+
+@pytest.mark.parametrize("name", POPULATIONS)
+def test_the_mean_of_the_members_is_kept(name: str) -> None:
+    models = [Net(seed).double() for seed in range(5)]  # of three, PAPA-2 takes all pairs
+    if getattr(POPULATIONS[name], "one_start", False):
+        models = [copy.deepcopy(models[0]) for _ in models]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
+    batches = [torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))]
+    population = Population(models, POPULATIONS[name], optimizers=optimizers, batches=batches)
+
+    def flat() -> Tensor:
+        rows = [[p.detach().flatten() for p in weights_of(model).values()] for model in models]
+        return torch.stack([torch.cat(row) for row in rows])
+
+    generator = torch.Generator().manual_seed(0)
+    moved, mixed = 0.0, False
+    for _ in range(7):
+        for model in models:  # what training would do, of different strength
+            for p in weights_of(model).values():
+                p.add_(torch.randn(p.shape, dtype=p.dtype, generator=generator), alpha=0.3)
+        before = flat()
+        population.step()
+        mixed |= not torch.equal(before, flat())
+        moved = max(moved, float((flat().mean(0) - before.mean(0)).abs().max()))
+    assert mixed == (name != "Independent")
+    # Sums of five numbers below 8 and their quotients, before and after: a dozen roundings of 2^-53 of 32.
+    assert (moved > 1e-3) if name in MOVES_THE_MEAN else moved <= 12 * 32 * 2**-53, moved

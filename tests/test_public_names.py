@@ -20,7 +20,7 @@ PUBLIC = {
 # Public by their own names: the files and wings of the folder.
 SUBMODULES = {
     *("weights", "averager", "arithmetic.kernels"),
-    *("swa", "ema", "snapshots", "swag", "aswa", "mixture", "soup", "cycles"),
+    *("swa", "ema", "snapshots", "swag", "aswa", "mixture", "soup", "cycles", "population"),
     *("batchnorm", "calibration", "predict", "files", "checkpoints", "landscape"),
     *("retroactive", "doctor", "figures", "integrations", "studies"),
 }
