@@ -13,7 +13,14 @@ from ..weights.named import Weights
 from .walk import Measure, Walk, evenly, walk
 
 
-def line(a: Weights, b: Weights, measure: Measure, *, points: int | Sequence[float] = 61) -> Walk:
+def line(
+    a: Weights,
+    b: Weights,
+    measure: Measure,
+    *,
+    points: int | Sequence[float] = 61,
+    beyond: float = 0.0,
+) -> Walk:
     """Measure the straight line from `a` to `b`.
 
     A model with BatchNorm wants its statistics refreshed inside the measure, as `measured` does.
@@ -22,6 +29,7 @@ def line(a: Weights, b: Weights, measure: Measure, *, points: int | Sequence[flo
         measure: takes weights and returns a number that is better when lower, or several by name.
         points: how many places from t = 0 to t = 1, or the places themselves. These may lie beyond the ends, as
             `[-0.5, 0, 0.5, 1, 1.5]` do; a barrier is told between 0 and 1 alone.
+        beyond: how far a number of places is continued beyond both ends with the same step, as a share of the line.
 
     Raises:
         ValueError: the two differ in names or shapes, or an argument is none of those above.
@@ -33,5 +41,11 @@ def line(a: Weights, b: Weights, measure: Measure, *, points: int | Sequence[flo
         >>> found.values["loss"], found.barrier()
         ((0.0, 0.5625, 1.0, 0.5625, 0.0), 1.0)
     """
-    places = evenly(points) if isinstance(points, int) else [float(t) for t in points]
+    if not beyond >= 0 or (beyond and not isinstance(points, int)):
+        raise ValueError(f"beyond must be at least 0, and goes with a number of points, got {beyond}: or give places")
+    places = evenly(points) if isinstance(points, int) else tuple(float(t) for t in points)
+    if beyond:
+        pieces = len(places) - 1
+        more = [k / pieces for k in range(1, round(beyond * pieces) + 1)]
+        places = (*(-t for t in reversed(more)), *places, *(1 + t for t in more))
     return walk([a, b], lambda t: (1 - t, t), measure, places)

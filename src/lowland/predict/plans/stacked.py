@@ -60,12 +60,12 @@ class Stack:
         self.leading = 0  # rows that reach the sampled layers for one draw in the first batch
         self._elements = 0  # of the first batch's tensors
         self._layout: list[bool] | None = None
-        self._nan = {
+        self.nan = {
             name: torch.full((), torch.nan, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
             for name, tensor in places.tensors.items()
             if tensor.is_floating_point()
         }
-        if len(self._nan) < len(places.tensors):
+        if len(self.nan) < len(places.tensors):
             raise Unstackable("a sampled tensor is not floating-point")
 
     @contextmanager
@@ -137,7 +137,7 @@ class Stack:
         }
         self.memo.repeats, self.memo.rows = count, rows
         try:
-            self.places.point_as_is(self._nan)
+            self.places.point_as_is(self.nan)
             with _replaced(forms):
                 yield
         finally:
