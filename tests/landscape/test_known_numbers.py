@@ -1,4 +1,4 @@
-"""Curves and barriers against known numbers: the length of a curve, means by arc length, what a barrier stands above."""
+"""Curves and barriers against known numbers: lengths, means by arc length, what a barrier stands above."""
 
 from __future__ import annotations
 

@@ -31,6 +31,8 @@ from .rays import rays as rays
 from .refreshes import exact as exact
 from .refreshes import fast as fast
 from .refreshes import frozen as frozen
+from .results import load_result as load_result
+from .results import save_result as save_result
 from .sharpness import CriticalSharpness as CriticalSharpness
 from .sharpness import critical_sharpness as critical_sharpness
 from .training import CurveTraining as CurveTraining

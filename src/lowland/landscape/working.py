@@ -103,12 +103,13 @@ def asking(measure: Measure, ground: Ground, work: Work = HERE) -> Iterator[Ask]
             if work.progress is not None:
                 work.progress(told, told + len(missing))
             for place, values in run(missing):
+                _check(values, found, place)
                 if journal is not None:
                     journal.add(place, values)
                 found[place] = values
                 if work.progress is not None:
                     work.progress(len(found), told + len(missing))
-            return [_alike(found[place], found[places[0]], place) for place in places]
+            return [found[place] for place in places]
 
         try:
             yield ask
@@ -117,12 +118,12 @@ def asking(measure: Measure, ground: Ground, work: Work = HERE) -> Iterator[Ask]
                 journal.close()
 
 
-def _alike(values: Values, first: Values, place: Place) -> Values:
+def _check(values: Values, found: Mapping[Place, Values], place: Place) -> None:
     if not values:
         raise ValueError("the measure returned no numbers: it takes weights and returns one number, or several by name")
-    if values.keys() != first.keys():
-        raise ValueError(f"at {place} the measure named {list(values)}, before that {list(first)}")
-    return values
+    before = next(iter(found.values()), values)
+    if values.keys() != before.keys():
+        raise ValueError(f"at {place} the measure named {list(values)}, before that {list(before)}")
 
 
 class Journal:
