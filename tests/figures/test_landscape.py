@@ -8,7 +8,6 @@ import re
 import struct
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch

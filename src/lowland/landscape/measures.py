@@ -114,15 +114,24 @@ class Measured(Generic[Batch]):
     @torch.no_grad()
     def __call__(self, weights: Weights) -> dict[str, float]:
         """Return what is measured at these weights, by name."""
-        with self._kept(weights) as places:
+        places = Places(self.model, weights)
+        with self._kept(places):
             return self._alone(places, weights)
 
     def many(self, draws: Draws) -> Iterator[dict[str, float]]:
         """Yield what is measured at each place, in order; the model is its own again whenever one is yielded."""
+        if not len(draws):
+            return
+        places = Places(self.model, draws.one(0))
+        together: Together | None = None
         number = 0
         while number < len(draws):
-            with torch.no_grad(), self._kept(draws.one(number)) as places:
-                found = self._together(places, draws, number) or [self._alone(places, draws.one(number))]
+            with torch.no_grad(), self._kept(places):
+                found: list[dict[str, float]] = []
+                if self._may_share(places) and len(draws) - number > 1:
+                    together, found = self._shared(places, draws, number, together)
+                if not found:
+                    found = [self._alone(places, draws.one(number))]
             yield from found
             number += len(found)
 
@@ -141,25 +150,28 @@ class Measured(Generic[Batch]):
                     sums.check(title)
                 return sums.means()
 
-    def _together(self, places: Places, draws: Draws, first: int) -> list[dict[str, float]]:
-        """Measure as many places as are left in passes for several; none where that does not pay or is not exact."""
+    def _may_share(self, places: Places) -> bool:
         unknown = self.refresh is not None and not isinstance(self.refresh, OWN)
-        if len(draws) - first < 2 or places.obstacle or self._failures > 3 or unknown or layers_of(self.model):
-            return []
-        found: list[dict[str, float]] = []
+        return not (places.obstacle or self._failures > 3 or unknown or layers_of(self.model))
+
+    def _shared(
+        self, places: Places, draws: Draws, first: int, together: Together | None
+    ) -> tuple[Together | None, list[dict[str, float]]]:
+        """Measure several places in one pass; none where that does not pay or is not exact."""
         try:
             with evaluating(self.model):
-                batch = next((first_of(batches) for batches in self._sets.values()), None)
-                pass_ = Together(self.model, self._loss, places, batch, draws.several(first, 2))
-                while first + len(found) < len(draws):
-                    count = min(pass_.count, len(draws) - first - len(found))
-                    found += self._one_pass(pass_, Stacks(draws.several(first + len(found), count)), count)
+                if together is None:
+                    batch = next((first_of(batches) for batches in self._sets.values()), None)
+                    together = Together(self.model, self._loss, places, batch, draws.several(first, 2))
+                count = min(together.count, len(draws) - first)
+                found = self._one_pass(together, Stacks(draws.several(first, count)), count)
                 self.plan = "together"
+                return together, found
         except ArithmeticError:
             self._failures += 1
         except Exception:  # whatever a model raises on rows that it was not made for: the loop decides
             self._failures = 1 << 16
-        return found
+        return together, []
 
     def _one_pass(self, pass_: Together, held: Stacks, count: int) -> list[dict[str, float]]:
         sums = [Means() for _ in range(count)]
@@ -175,13 +187,12 @@ class Measured(Generic[Batch]):
         return found
 
     @contextmanager
-    def _kept(self, weights: Weights) -> Iterator[Places]:
+    def _kept(self, places: Places) -> Iterator[None]:
         """Run a block, and after an exception put the model back once more: Ctrl-C may come while it is put back."""
-        places = Places(self.model, weights)
         modes = [(module, module.training) for module in self.model.modules()]
-        saved = clone_of({name: tensor for name, tensor in places.tensors.items()}) if places.obstacle else {}
+        saved = clone_of(places.tensors) if places.obstacle else {}
         try:
-            yield places
+            yield
         except BaseException:
             if places.obstacle:
                 copy_to(saved, self.model)

@@ -12,7 +12,7 @@ over the straight pieces between the places measured, as Garipov and others 2018
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -220,14 +220,43 @@ def walk(
     >>> found.values, found.pieces
     ({'loss': (1.0, 1.0, 9.0)}, (2.0, 2.0))
     """
+    check_places(points, places)
+    many = getattr(measure, "many", None)
+    mixed = _Mixed(points, [tuple(coefficients(t)) for t in places])
+    answers = (measure(mixed.one(k)) for k in range(len(places))) if many is None else many(mixed)
+    return walked(points, coefficients, places, answers)
+
+
+def check_places(points: Sequence[Weights], places: Sequence[float]) -> None:
+    """Refuse points that differ in names or shapes, and places that do not ascend.
+
+    >>> check_places([{"w": torch.zeros(1)}], (0.0, 0.0))
+    Traceback (most recent call last):
+    ...
+    ValueError: a path is measured at two or more ascending places, got [0.0, 0.0]
+    """
     for number, point in enumerate(points[1:], start=1):
         check_same(points[0], point, what=f"point {number} of the path")
     if len(places) < 2 or any(b <= a for a, b in zip(places, places[1:], strict=False)):
         raise ValueError(f"a path is measured at two or more ascending places, got {list(places)}")
+
+
+def walked(
+    points: Sequence[Weights],
+    coefficients: Callable[[float], Sequence[float]],
+    places: Sequence[float],
+    answers: Iterable[float | Mapping[str, float]],
+) -> Walk:
+    """Return the walk along a path on which `answers` were measured, one a place.
+
+    Raises:
+        ValueError: one names other quantities than the first, or none.
+
+    >>> ends = [{"w": torch.tensor([0.0])}, {"w": torch.tensor([3.0])}]
+    >>> walked(ends, lambda t: (1 - t, t), (0.0, 1.0), [1.0, 2.0]).length
+    3.0
+    """
     values: dict[str, list[float]] = {}
-    many = getattr(measure, "many", None)
-    mixed = _Mixed(points, [tuple(coefficients(t)) for t in places])
-    answers = (measure(mixed.one(k)) for k in range(len(places))) if many is None else many(mixed)
     for t, found in zip(places, answers, strict=True):
         numbers = found if isinstance(found, Mapping) else {"loss": found}
         if t != places[0] and list(numbers) != list(values):
