@@ -171,7 +171,7 @@ def test_members_average_soup_ensemble_and_barrier() -> None:
     assert same(before, everything(models, optimizers))
     assert torch.equal(fresh["first.weight"], mean["first.weight"])
     model = copy.deepcopy(models[0])
-    lowland.copy_to(mean, model)
+    lowland.copy_to(model, mean)
     lowland.refresh_bn(model, loader)
     assert torch.equal(fresh["norm.running_var"], model.norm.running_var)
     held_out = [batch(99, 0, 40)]

@@ -1,7 +1,7 @@
-"""Curves as written in the paper's code: Python floats and explicit loops over flat vectors."""
+"""Curves and planes as written in the papers' code: Python floats and explicit loops over flat vectors."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,3 +38,41 @@ def by_length(path: Sequence[Floats], values: Sequence[float]) -> tuple[float, f
         length += piece
         total += 0.5 * (values[i - 1] + values[i]) * piece
     return length, total / length
+
+
+def plane_point(a: Floats, b: Floats, c: Floats, x: float, y: float) -> Floats:
+    """The place (x, y) of the plane through three flat weights, as the paper's script writes it."""
+    u = b - a
+    dx = np.linalg.norm(u)
+    u = u / dx
+    v = c - a
+    v = v - np.dot(u, v) * u
+    v = v / np.linalg.norm(v)
+    place: Floats = a + x * u + y * v
+    return place
+
+
+def plane_grid(a: Floats, b: Floats, c: Floats, measure: Callable[[Floats], float], n: int, margin: float) -> Floats:
+    """The values on an n x n grid around three flat weights, one place after the other, rows of y."""
+    u = b - a
+    width = float(np.linalg.norm(u))
+    u = u / width
+    along = float(np.dot(c - a, u))
+    height = float(np.linalg.norm(c - a - along * u))
+    left, right = min(0.0, along), max(width, along)
+    grid = np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            x = left - margin * (right - left) + (1 + 2 * margin) * (right - left) * j / (n - 1)
+            y = -margin * height + (1 + 2 * margin) * height * i / (n - 1)
+            grid[i, j] = measure(plane_point(a, b, c, x, y))
+    return grid
+
+
+def power_iteration(matrix: Floats, steps: int) -> float:
+    """The eigenvalue of a symmetric matrix that is largest by magnitude."""
+    v = np.ones(len(matrix)) / np.sqrt(len(matrix))
+    for _ in range(steps):
+        v = matrix @ v
+        v = v / np.linalg.norm(v)
+    return float(v @ matrix @ v)

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from . import checkpoints, data, doctor, grids, runs, schedule, screen, studies
+from . import checkpoints, data, doctor, grids, landscape, runs, schedule, screen, studies
 
 
 class _Stopped(Exception):
@@ -47,6 +47,7 @@ app.command()(checkpoints.sample)
 app.command()(checkpoints.info)
 app.command()(schedule.schedule)
 app.command()(doctor.doctor)
+app.command()(landscape.landscape)
 
 
 def main() -> None:

@@ -21,13 +21,13 @@ MARKS = ("o", "s", "^", "D", "v", "P", "X")  # a series is known by its mark too
 DASHES: tuple[str, ...] = ("-", "--", ":")
 
 # Fallbacks for an SVG taken out of its page; the series are Okabe and Ito's, darkened where white paper needs it.
-_LIGHT = {INK: "#1b1f24", MUTED: "#59626d", GRID: "#d5dae0", PAPER: "#ffffff"} | dict(
+LIGHT = {INK: "#1b1f24", MUTED: "#59626d", GRID: "#d5dae0", PAPER: "#ffffff"} | dict(
     zip(SERIES, ("#0072b2", "#d55e00", "#008a64", "#b0508c", "#a67c00", "#2f9fd6", "#6a5acd"), strict=True)
 )
 _NAMES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
     colour: f"--c{i}" for i, colour in enumerate(SERIES)
 }
-_STYLE: dict[str, object] = {
+STYLE: dict[str, object] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "lowland",
     "text.parse_math": False,  # a `$` in a tensor's name or a label is a dollar
@@ -69,11 +69,10 @@ def text_of(draw: Callable[[Figure], None], size: tuple[float, float], name: str
     """
     # "default" first: a reader's own matplotlibrc must not change the report
     # The widths of letters that its font lacks are guessed; the page's own font has them.
-    with matplotlib.style.context(["default", _STYLE], after_reset=True), warnings.catch_warnings():
+    with matplotlib.style.context(["default", STYLE], after_reset=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        warnings.filterwarnings(
-            "ignore", message="constrained_layout not applied"
-        )  # long labels: drawn over each other
+        # Labels may be so long that no room is left: they are drawn over each other then.
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure)
@@ -126,7 +125,7 @@ def _clean(text: str, name: str, title: str, alt: str) -> str:
     text = re.sub(r"font-family: [^;\"]+;? ?", "", text)
     text = re.sub(r' transform="rotate\(-0 [^)]*\)"', "", text)
     for colour, variable in _NAMES.items():
-        text = text.replace(colour, f"var({variable}, {_LIGHT[colour]})")
+        text = text.replace(colour, f"var({variable}, {LIGHT[colour]})")
     shorter = lambda m: re.sub(r"-?\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", m[0])  # noqa: E731
     text = re.sub(r' (?:d|x|y|points|transform|width|height)="[^"]*"', shorter, text)
     return re.sub(r">\s+<", "><", re.sub(r"\s*\n\s*", " ", text)).strip()

@@ -12,7 +12,7 @@ over the straight pieces between the places measured, as Garipov and others 2018
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -100,6 +100,30 @@ class Walk:
             self.barrier(name), self.t[values.index(highest)], min(values), highest, mean, by_length
         )  # fmt: skip
 
+    def lowest(self, name: str | None = None) -> tuple[float, float]:
+        """Return where a value is lowest, and that value: by the parabola through the lowest place and those beside it.
+
+        Of equally low places the one nearest to their middle is taken; at an end the place itself counts.
+
+        >>> Walk((-1.0, 0.0, 1.0, 2.0), {"loss": (4.0, 1.0, 0.0, 1.0)}, (1.0, 1.0, 1.0)).lowest()
+        (1.0, 0.0)
+        """
+        values = self._named(name)
+        least = min(values)
+        ties = [k for k, value in enumerate(values) if value == least]
+        middle = sum(ties) / len(ties)
+        t, gain = vertex(self.t, values, min(ties, key=lambda k: abs(k - middle)))
+        return t, least - gain
+
+    def shift(self, one: str, other: str) -> float:
+        """Return how far the lowest place of `other` lies from that of `one`, in t: shares of the way between the ends.
+
+        >>> walk = Walk((0.0, 1.0, 2.0), {"a": (0.0, 1.0, 2.0), "b": (1.0, 0.0, 1.0)}, (1.0, 1.0))
+        >>> walk.shift("a", "b")
+        1.0
+        """
+        return self.lowest(other)[0] - self.lowest(one)[0]
+
     def _named(self, name: str | None) -> tuple[float, ...]:
         name = next(iter(self.values)) if name is None else name
         if name not in self.values:
@@ -113,6 +137,23 @@ class Walk:
                 "  ".join([name, *(f"{key} {value:.4g}" for key, value in self.summary(name)._asdict().items())])
             )
         return "\n".join(lines)
+
+
+def vertex(places: Sequence[float], values: Sequence[float], at: int) -> tuple[float, float]:
+    """Return where the parabola through place `at` and those beside is lowest, and how far below the value at `at`.
+
+    >>> vertex((0.0, 1.0, 2.0), (1.0, 0.0, 1.0), 1)
+    (1.0, 0.0)
+    """
+    if not 0 < at < len(places) - 1 or not all(map(math.isfinite, values[at - 1 : at + 2])):
+        return places[at], 0.0
+    left, right = places[at - 1] - places[at], places[at + 1] - places[at]
+    down, up = values[at - 1] - values[at], values[at + 1] - values[at]
+    bend = 2 * (up / right - down / left) / (right - left)  # the value is slope s + bend s^2 / 2 from place `at` on
+    slope = down / left - bend * left / 2
+    if not bend > 0:
+        return places[at], 0.0
+    return places[at] - slope / bend, slope * slope / bend / 2
 
 
 def mix(points: Sequence[Weights], coefficients: Sequence[float]) -> dict[str, Tensor]:
@@ -179,13 +220,44 @@ def walk(
     >>> found.values, found.pieces
     ({'loss': (1.0, 1.0, 9.0)}, (2.0, 2.0))
     """
+    check_places(points, places)
+    many = getattr(measure, "many", None)
+    mixed = _Mixed(points, [tuple(coefficients(t)) for t in places])
+    answers = (measure(mixed.one(k)) for k in range(len(places))) if many is None else many(mixed)
+    return walked(points, coefficients, places, answers)
+
+
+def check_places(points: Sequence[Weights], places: Sequence[float]) -> None:
+    """Refuse points that differ in names or shapes, and places that do not ascend.
+
+    >>> check_places([{"w": torch.zeros(1)}], (0.0, 0.0))
+    Traceback (most recent call last):
+    ...
+    ValueError: a path is measured at two or more ascending places, got [0.0, 0.0]
+    """
     for number, point in enumerate(points[1:], start=1):
         check_same(points[0], point, what=f"point {number} of the path")
     if len(places) < 2 or any(b <= a for a, b in zip(places, places[1:], strict=False)):
         raise ValueError(f"a path is measured at two or more ascending places, got {list(places)}")
+
+
+def walked(
+    points: Sequence[Weights],
+    coefficients: Callable[[float], Sequence[float]],
+    places: Sequence[float],
+    answers: Iterable[float | Mapping[str, float]],
+) -> Walk:
+    """Return the walk along a path on which `answers` were measured, one a place.
+
+    Raises:
+        ValueError: one names other quantities than the first, or none.
+
+    >>> ends = [{"w": torch.tensor([0.0])}, {"w": torch.tensor([3.0])}]
+    >>> walked(ends, lambda t: (1 - t, t), (0.0, 1.0), [1.0, 2.0]).length
+    3.0
+    """
     values: dict[str, list[float]] = {}
-    for t in places:
-        found = measure(mix(points, coefficients(t)))
+    for t, found in zip(places, answers, strict=True):
         numbers = found if isinstance(found, Mapping) else {"loss": found}
         if t != places[0] and list(numbers) != list(values):
             raise ValueError(f"at t = {t} the measure named {list(numbers)}, before that {list(values)}")
@@ -195,6 +267,23 @@ def walk(
         raise ValueError("the measure returned no numbers: it takes weights and returns one number, or several by name")
     steps = [_difference(coefficients(a), coefficients(b)) for a, b in zip(places, places[1:], strict=False)]
     return Walk(tuple(places), {name: tuple(v) for name, v in values.items()}, tuple(_lengths(points, steps)))
+
+
+class _Mixed:
+    """The places of a path, mixed when they are asked for."""
+
+    def __init__(self, points: Sequence[Weights], coefficients: Sequence[Sequence[float]]) -> None:
+        self._points, self._coefficients = points, coefficients
+
+    def __len__(self) -> int:
+        return len(self._coefficients)
+
+    def one(self, number: int) -> dict[str, Tensor]:
+        return mix(self._points, self._coefficients[number])
+
+    def several(self, first: int, count: int) -> dict[str, Tensor]:
+        made = [self.one(first + k) for k in range(count)]
+        return {name: torch.stack([weights[name] for weights in made]) for name in made[0]}
 
 
 def evenly(points: int) -> tuple[float, ...]:

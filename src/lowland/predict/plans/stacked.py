@@ -61,12 +61,12 @@ class Stack:
         self.leading = 0  # rows that reach the sampled layers for one draw in the first batch
         self._elements = 0  # of the first batch's tensors
         self._layout: list[bool] | None = None
-        self._nan = {
+        self.nan = {
             name: torch.full((), torch.nan, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
             for name, tensor in places.tensors.items()
             if tensor.is_floating_point()
         }
-        if len(self._nan) < len(places.tensors):
+        if len(self.nan) < len(places.tensors):
             raise Unstackable("a sampled tensor is not floating-point")
 
     @contextmanager
@@ -112,8 +112,11 @@ class Stack:
     @property
     def promising(self) -> bool:
         """Whether the draws share at least half of the model, and most of what is sampled has a batched form."""
-        if not shares_most(self.places):
-            return False
+        return shares_most(self.places) and self.formed
+
+    @property
+    def formed(self) -> bool:
+        """Whether most of what is sampled belongs to layers with a batched form."""
         sizes = {name: tensor.numel() for name, tensor in self.places.tensors.items()}
         formed = {name for module, names in self.owners.items() if type(module) in FORMS for name in names.values()}
         return sum(sizes[name] for name in formed) >= 0.9 * sum(sizes.values())
@@ -140,7 +143,7 @@ class Stack:
         }
         self.memo.repeats, self.memo.rows = count, rows
         try:
-            self.places.point_as_is(self._nan)
+            self.places.point_as_is(self.nan)
             with _replaced(forms):
                 yield
         finally:
