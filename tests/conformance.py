@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowland import ASWA, EMA, SWA, SWAG, Mixture, Snapshots
+from lowland import ASWA, BEMA, EMA, SWA, SWAG, Mixture, Snapshots
 from lowland.averager import Averager, Drawable
 from lowland.ema import Power, Warmup
 from lowland.population import DART, IMWA, PAPA, PAPA2, WASH, DiLoCo, Independent, LocalSGD, PAPAAll, Rule
@@ -54,6 +54,8 @@ AVERAGERS: dict[str, Method] = {
     "EMA-warmup": Method(lambda **k: EMA(Warmup(0.9), **k), other=lambda **k: EMA(Warmup(0.9, power=0.75), **k)),
     "EMA-power": Method(lambda **k: EMA(Power(6.94), **k), other=lambda **k: EMA(Power(16.97), **k)),
     "EMA-own": Method(EMA, (("decay", fading),), other=lambda **k: EMA(0.9, **k)),
+    "BEMA": Method(BEMA, other=lambda **k: BEMA(0.6, **k)),
+    "BEMA-older": Method(lambda **k: BEMA(0.7, 0.2, lag=2, multiplier=4, least=0.1, **k), other=lambda **k: BEMA(**k)),
     "Snapshots": Method(lambda **k: Snapshots(3, **k), other=lambda **k: Snapshots(4, **k)),
     "ASWA": Method(ASWA, (("score", small),), other=lambda **k: ASWA(large, **k)),
 }

@@ -17,7 +17,7 @@ FLOORS: list[set[str]] = [
     {"weights", "calibration", "cycles", "linear"},
     {"arithmetic"},
     {"averager"},
-    {"swa", "ema", "snapshots", "swag", "aswa", "mixture", "soup", "population"},
+    {"swa", "ema", "bema", "snapshots", "swag", "aswa", "mixture", "soup", "population"},
     {"files", "batchnorm"},
     {"predict", "checkpoints"},
     {"retroactive", "landscape"},
@@ -27,7 +27,7 @@ FLOORS: list[set[str]] = [
 ]
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 METHODS = FLOORS[3] | {"cycles", "linear"}
-METHOD_CLASSES = {"SWA", "EMA", "Snapshots", "SWAG", "ASWA", "Mixture"}
+METHOD_CLASSES = {"SWA", "EMA", "BEMA", "Snapshots", "SWAG", "ASWA", "Mixture"}
 # What uses weights and names no method.
 VERBS = {"files", "batchnorm", "predict", "checkpoints", "landscape", "retroactive", "doctor", "calibration"}
 # What may see the public face of the library, and every optional package.

@@ -20,6 +20,8 @@ HELD = {
     "EMA-warmup": 4,
     "EMA-power": 4,
     "EMA-own": 4,
+    "BEMA": 12,
+    "BEMA-older": 12,
     "ASWA": 4,
     "SWAG": 8 + 4 * 3,
     "SWAG-bfloat16": 8 + 2 * 3,

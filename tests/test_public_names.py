@@ -12,7 +12,7 @@ import pytest
 import lowland
 
 PUBLIC = {
-    *("SWA", "EMA", "Snapshots", "SWAG", "ASWA", "Mixture"),
+    *("SWA", "EMA", "BEMA", "Snapshots", "SWAG", "ASWA", "Mixture"),
     *("weights_of", "copy_to", "applied"),
     *("refresh_bn", "predict"),
     *("save", "load"),
@@ -20,7 +20,7 @@ PUBLIC = {
 # Public by their own names: the files and wings of the folder.
 SUBMODULES = {
     *("weights", "averager", "arithmetic.kernels"),
-    *("swa", "ema", "snapshots", "swag", "aswa", "mixture", "soup", "cycles", "population"),
+    *("swa", "ema", "bema", "snapshots", "swag", "aswa", "mixture", "soup", "cycles", "population", "linear"),
     *("batchnorm", "calibration", "predict", "files", "checkpoints", "landscape"),
     *("retroactive", "doctor", "figures", "integrations", "studies"),
 }

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .arithmetic import kernels as kernels
     from .aswa import ASWA as ASWA
     from .batchnorm import refresh_bn as refresh_bn
+    from .bema import BEMA as BEMA
     from .ema import EMA as EMA
     from .files import load as load
     from .files import save as save
@@ -41,7 +42,15 @@ if TYPE_CHECKING:
     __version__: str
 
 _NAMES = {
-    **{"SWA": "swa", "EMA": "ema", "Snapshots": "snapshots", "SWAG": "swag", "ASWA": "aswa", "Mixture": "mixture"},
+    **{
+        "SWA": "swa",
+        "EMA": "ema",
+        "BEMA": "bema",
+        "Snapshots": "snapshots",
+        "SWAG": "swag",
+        "ASWA": "aswa",
+        "Mixture": "mixture",
+    },
     **{"weights_of": "weights", "copy_to": "weights", "applied": "weights"},
     **{"refresh_bn": "batchnorm", "predict": "predict", "load": "files", "save": "files"},
 }

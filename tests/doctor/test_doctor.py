@@ -14,6 +14,7 @@ from torch import nn
 
 import lowland
 from lowland.doctor import Diagnosis, Scores, assign, autocorrelation, barrier, diagnose
+from lowland.doctor.assignment import by_augmenting_paths, limit
 from lowland.weights import clone_of
 
 from . import doctor_pairs as pairs
@@ -156,14 +157,35 @@ def test_an_assignment_is_the_best_of_all_orders(n: int, seed: int) -> None:
         assert similarity[np.arange(n), order].sum() == pytest.approx(best_by_trying(similarity))
 
 
-def test_an_assignment_agrees_with_scipy() -> None:
+@pytest.mark.parametrize("n", [2, 30, 120])
+def test_the_own_solver_agrees_with_scipy(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     optimize = pytest.importorskip("scipy.optimize")
-    similarity = np.random.default_rng(3).normal(size=(60, 60))
+    similarity = np.random.default_rng(n).standard_normal((n, n))
     _, columns = optimize.linear_sum_assignment(-similarity)
     assert assign(similarity).tolist() == columns.tolist()
+    assert by_augmenting_paths(similarity).tolist() == columns.tolist()
+    monkeypatch.setattr("lowland.doctor.assignment.find_spec", lambda name: None)
+    assert assign(similarity).tolist() == columns.tolist() and limit() == 1024
 
 
-@pytest.mark.parametrize("bad", [np.zeros((2, 3)), np.full((2, 2), np.nan), np.zeros(4), np.zeros((1025, 1025))])
+def test_permutations_of_wide_layers_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("scipy")
+    assert limit() == 16_384
+    g = torch.Generator().manual_seed(0)
+    first = {"up.weight": torch.randn(3072, 24, generator=g), "down.weight": torch.randn(24, 3072, generator=g)}
+    order = torch.randperm(3072, generator=g)
+    second = {"up.weight": first["up.weight"][order], "down.weight": first["down.weight"][:, order]}
+    found = [one for one in diagnose({"a": first, "b": second}).findings if one.check == "permutation"]
+    undone = torch.tensor(found[0].values["order"])
+    assert found[0].level == "error" and torch.equal(order[undone], torch.arange(3072))
+    monkeypatch.setattr("lowland.doctor.assignment.find_spec", lambda name: None)
+    told = [one for one in diagnose({"a": first, "b": second}).findings if one.check == "permutation"]
+    assert [one.level for one in told] == ["note"] and "more than 1024 rows" in told[0].says
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((2, 3)), np.full((2, 2), np.nan), np.zeros(4), np.broadcast_to(0.0, (16_385, 16_385))]
+)
 def test_an_assignment_refuses(bad: np.ndarray) -> None:
     with pytest.raises(ValueError, match="an assignment"):
         assign(bad)

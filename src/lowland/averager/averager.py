@@ -14,12 +14,13 @@ from ..arithmetic.passes import Passes
 from ..weights.named import Select, Weights, check_same, clone_of, parameters, select_name
 from ..weights.shards import anywhere, check_same_placements, is_sharded
 from . import beside as background
+from .kinds import Kinds
 from .reader import Reader, named_tensors
 from .slots import Settings as Settings
 from .slots import Slot as Slot
 from .slots import allocated, check_real, check_state, fitting, kept_on
 
-KINDS: dict[str, type[Averager]] = {}  # every averager by its class name, for reading state files
+KINDS: Kinds[type[Averager]] = Kinds()  # every averager by its class name, for reading state files
 
 
 class Averager(ABC):

@@ -9,6 +9,7 @@ import torch
 
 from ..weights.named import Weights
 from .averager import Averager
+from .kinds import Kinds
 
 
 @runtime_checkable
@@ -43,7 +44,7 @@ class Composite(Protocol):
 
 
 Drawable = Posterior | Averager | Weights
-COMPOSITES: dict[str, Callable[[list[Drawable]], Composite]] = {}  # makers by class name, for reading state files
+COMPOSITES: Kinds[Callable[[list[Drawable]], Composite]] = Kinds()  # makers by class name, for reading state files
 
 
 def members_of(posterior: Drawable) -> Sequence[Weights] | None:

@@ -182,6 +182,9 @@ class _Machine:
         if not isinstance(what, Global) or not isinstance(arguments, tuple):
             raise ValueError("a pickle that calls what is no name")
         name = what.name
+        # How protocols 0 to 2 say "a new object of this class".
+        while name in _NEW and arguments and isinstance(arguments[0], Global):
+            name, arguments = arguments[0].name, arguments[3:]
         if name in _RUNS or name.split(".")[0] in _RUNS:
             raise ValueError(f"it wants {name}: it would run commands when loaded")
         if self.make is not None and (made := self.make(name, arguments)) is not None:
@@ -272,6 +275,9 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     **{"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set},
 }
 _GATHERED: dict[str, Callable[[list[Any]], Any]] = {"TUPLE": tuple, "LIST": list, "DICT": _pairs, "FROZENSET": _frozen}
+_NEW = frozenset(
+    f"{home}.{name}" for home in ("copyreg", "copy_reg") for name in ("_reconstructor", "__newobj__", "__newobj_ex__")
+)
 _DICTS = frozenset(("collections.OrderedDict", "collections.defaultdict", "collections.Counter"))
 _SETS = frozenset(("builtins.set", "builtins.frozenset", "__builtin__.set", "__builtin__.frozenset"))
 

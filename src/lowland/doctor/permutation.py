@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..weights.named import Weights
-from .assignment import LIMIT, assign
+from .assignment import assign, limit
 from .findings import Finding, few
 from .survey import Surveyed
 
@@ -48,7 +48,7 @@ def permutations(a: Weights, b: Weights, surveyed: Sequence[Surveyed]) -> tuple[
     (True, -0.09, 1.0)
     """
     matrices = [one for one in surveyed if len(one.shape) > 1 and one.shape[0] > 1 and not one.is_statistic]
-    left = [one.name for one in matrices if one.shape[0] > LIMIT or one.numel > _LARGEST]
+    left = [one.name for one in matrices if one.shape[0] > limit() or one.numel > _LARGEST]
     found: dict[str, Match] = {}
     waiting = [one for one in matrices if one.name not in left]
     orders: list[Match] = []
@@ -83,7 +83,7 @@ def describe(names: tuple[str, str], matches: Sequence[Match], left: Sequence[st
         do = "undo the order in both tensors, and in what stands between, before averaging"
         found.append(Finding("permutation", "error", says, do, names, _values(match)))
     if left:
-        says = f"no order was looked for in {few(list(left))}: more than {LIMIT} rows"
+        says = f"no order was looked for in {few(list(left))}: more than {limit()} rows"
         found.append(Finding("permutation", "note", says, "", names, {"tensors": list(left)}))
     return found
 
@@ -107,6 +107,9 @@ def _matched(name: str, first: Tensor, second: Tensor) -> Match | None:
     here = np.diag(similarity)
     if (here >= similarity.max(axis=1)).all():
         return None  # no row has a better partner
+    best = similarity.argmax(axis=1)
+    if not ((best != np.arange(len(best))) & (similarity.max(axis=1) >= SURE)).any():
+        return None  # no order can reach what makes one sure
     order = assign(similarity)
     moved = order != np.arange(len(order))
     if not moved.any():
