@@ -92,7 +92,7 @@ class BEMA(Averager):
 
     def _share(self) -> float:
         # Below an age of 1 a power would give more than the whole.
-        return min(max(self._age() ** -self.ema_power, self.least), 1.0)
+        return float(min(max(self._age() ** -self.ema_power, self.least), 1.0))
 
     @torch.no_grad()
     def mean(self) -> dict[str, Tensor]:
