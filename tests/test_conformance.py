@@ -57,6 +57,15 @@ def test_first_update_equals_the_weights(method: Method) -> None:
 
 
 @averagers
+def test_a_slot_called_mean_is_the_mean(method: Method) -> None:
+    """A teacher runs with it, without a copy."""
+    averager = run(method(), walk(5))
+    held = averager.state_dict()["slots"].get("mean")
+    if held is not None:
+        assert all(torch.equal(tensor, averager.mean()[name]) for name, tensor in held.items())
+
+
+@averagers
 def test_the_model_is_left_untouched(method: Method) -> None:
     model = Small()
     before = copy.deepcopy(model.state_dict())

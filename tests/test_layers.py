@@ -17,7 +17,7 @@ FLOORS: list[set[str]] = [
     {"weights", "calibration", "cycles", "linear"},
     {"arithmetic"},
     {"averager"},
-    {"swa", "ema", "bema", "snapshots", "swag", "aswa", "mixture", "soup", "population"},
+    {"swa", "ema", "bema", "teacher", "snapshots", "swag", "aswa", "mixture", "soup", "population"},
     {"files", "batchnorm"},
     {"predict", "checkpoints"},
     {"retroactive", "landscape"},

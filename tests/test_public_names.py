@@ -20,7 +20,8 @@ PUBLIC = {
 # Public by their own names: the files and wings of the folder.
 SUBMODULES = {
     *("weights", "averager", "arithmetic.kernels"),
-    *("swa", "ema", "bema", "snapshots", "swag", "aswa", "mixture", "soup", "cycles", "population", "linear"),
+    *("swa", "ema", "bema", "teacher", "snapshots", "swag", "aswa", "mixture", "soup", "cycles"),
+    *("population", "linear"),
     *("batchnorm", "calibration", "predict", "files", "checkpoints", "landscape"),
     *("retroactive", "doctor", "figures", "integrations", "studies"),
 }

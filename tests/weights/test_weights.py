@@ -234,3 +234,17 @@ def test_a_reader_looks_behind_parameters_that_are_gathered_for_a_forward(monkey
     for _ in range(3):
         model[0].weight = nn.Parameter(torch.ones(1, 1))
         assert reader.selected(model)["0.weight"] is own
+
+
+def test_what_is_written_inside_autocast_is_what_computes() -> None:
+    """Autocast keeps cast copies of parameters, by their identity, until its outermost block ends."""
+    model, x = nn.Linear(4, 4, bias=False), torch.ones(1, 4)
+    nn.init.zeros_(model.weight)
+    ones = {"weight": torch.ones(4, 4)}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not model(x).any()
+        with applied(model, ones):
+            assert model(x).eq(4).all()
+        assert not model(x).any()
+        copy_to(model, ones)
+        assert model(x).eq(4).all()

@@ -187,6 +187,8 @@ def copy_to(model: nn.Module, weights: Weights) -> None:
     """
     for name, target in _targets(weights, model).items():
         local(target).copy_(local(part_of(weights[name], target) if not is_sharded(weights[name]) else weights[name]))
+    # Inside an autocast block parameters cast to a lower precision are kept by their identity.
+    torch.clear_autocast_cache()
 
 
 @contextmanager
@@ -220,4 +222,5 @@ def applied(model: nn.Module, weights: Weights) -> Iterator[nn.Module]:
         with torch.no_grad():
             for tensor, original in saved:
                 local(tensor).copy_(local(original))
+        torch.clear_autocast_cache()
         buffers.restore()
