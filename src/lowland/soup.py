@@ -71,7 +71,30 @@ def weighted(
         >>> weighted([{"w": torch.tensor([0.0])}, {"w": torch.tensor([4.0])}], [0.75, 0.25])
         {'w': tensor([1.])}
     """
-    shares = _shares(coefficients, normalise)
+    return _sum(ingredients, _shares(coefficients, normalise))
+
+
+@torch.no_grad()
+def combined(ingredients: Iterable[Weights], coefficients: Sequence[float]) -> dict[str, Tensor]:
+    """Return the sum of the ingredients times their coefficients, whatever these sum to.
+
+    Differences and extrapolations: with a sum other than 1 the result is not of the size of a model's weights. Tensors
+    other than floating-point ones are those of the first ingredient.
+
+    Raises:
+        ValueError: the coefficients are not as many as the ingredients, or are not finite; and as `uniform`.
+
+    Example:
+        >>> combined([{"w": torch.tensor([3.0])}, {"w": torch.tensor([1.0])}], [1.5, -1.5])
+        {'w': tensor([3.])}
+    """
+    shares = [float(c) for c in coefficients]
+    if not all(map(math.isfinite, shares)):
+        raise ValueError(f"coefficients must be finite, got {shares}")
+    return _sum(ingredients, shares)
+
+
+def _sum(ingredients: Iterable[Weights], shares: Sequence[float]) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
     used = 0
     for index, weights in enumerate(ingredients):

@@ -193,3 +193,81 @@ def test_mistakes_are_one_line(run: Run, home: Path) -> None:
         assert done.code == 2 and words in done.err, (arguments, done.err)
         assert done.err.startswith("error: ") and done.err.count("\n") == 1
     assert not (home / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "pairs"),
+    [
+        (["--decay", "linear"], [(800 / 2850, 100), (1100 / 2850, 900), (1 / 3, 2000)]),
+        (["--over", "2ckpt"], [(0.5, 900), (0.5, 2000)]),
+        (["--over", "60%"], [(0.5, 900), (0.5, 2000)]),
+        (["--over", "1000step"], [(1.0, 2000)]),
+        (["--decay", "minus-sqrt", "--over", "2ckpt"], [(0.5**0.5, 900), (1 - 0.5**0.5, 2000)]),
+        (["--blend", 0.5], [(1 / 6, 100), (1 / 6, 900), (2 / 3, 2000)]),
+        (["--ema", 0.25, "--blend", 0.5], [(1 / 32, 100), (3 / 32, 900), (0.875, 2000)]),
+        (["--raw-weights=-1,0.5,2"], [(-1.0, 900), (0.5, 100), (2.0, 2000)]),
+        (["--weights", "1,1,2", "--blend", 2], [(0.5, 900), (0.5, 100), (0.0, 2000)]),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value[0], str) else "",
+)
+def test_coefficients_of_a_decay(
+    run: Run, home: Path, options: list[object], pairs: list[tuple[float, int]], tmp_path: Path
+) -> None:
+    given = [home / f"checkpoint-{step}" for step in (900, 100, 2000)]
+    done = run("average", *given, "--out", home / "out", "--dtype", "float32", "--json", *options)
+    assert done.code == 0, done.err
+    wanted = sum(share * weights_at(step)["layer.bias"].double() for share, step in pairs)
+    assert isinstance(wanted, torch.Tensor)
+    torch.testing.assert_close(bias(home / "out"), wanted.float())
+
+
+def test_coefficients_are_shown_and_recorded(run: Run, home: Path) -> None:
+    done = run("average", home, "--decay", "(1-x)^2", "--out", home / "out")
+    assert "coefficient" in done.out and "in place of a (1-x)^2 decay" in done.out
+    record = json.loads((home / "out" / "lowland_merge.json").read_text())
+    assert sum(record["method"]["coefficients"]) == pytest.approx(1)
+    (home / "rates.txt").write_text("100 1\n900 0.5\n2000 0.25\n")
+    done = run("average", home, "--decay", home / "rates.txt", "--out", home / "two", "--json")
+    assert json.loads(done.out)["coefficients"] == [0.5, 0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--decay", "sqrt"], "a decay is one of"),
+        (["--decay", "linear", "--ema", 0.5], "--ema and --decay exclude each other"),
+        (["--over", "half"], "--over wants a share such as 20%"),
+        (["--over", "7ckpt"], "there are 3 checkpoints"),
+        (["--over", "200%"], "wants a part of the run"),
+        (["--over", "2ckpt", "--last", 2], "--last and --over exclude each other"),
+        (["--over", "2ckpt", "--raw-weights", "1,2,3"], "--over and --raw-weights exclude each other"),
+        (["--weights=1,-1,0"], "a positive sum"),
+        (["--raw-weights", "1,nan,0"], "finite numbers"),
+        (["--blend", "nan"], "a blend must be a finite number"),
+    ],
+)
+def test_options_of_an_average_that_do_not_fit(run: Run, home: Path, options: list[object], words: str) -> None:
+    done = run("average", home, "--out", home / "out", *options)
+    assert done.code == 2 and words in done.err and not list(home.glob(".out*"))
+
+
+def test_the_closing_lines_say_what_became_of_everything(run: Run, tmp_path: Path) -> None:
+    for step in (0, 1):
+        content = {
+            "state_dict": {"w": torch.full((2,), float(step))},
+            "state_dict_ema": {"w": torch.ones(2)},
+            "epoch": 3,
+        }
+        torch.save(content, tmp_path / f"checkpoint-{step}.ckpt")
+    done = run("average", tmp_path / "checkpoint-*", "--out", tmp_path / "new" / "mean.ckpt")
+    assert done.code == 0, done.err
+    assert "1 tensor averaged. Carried along as in the last input: epoch." in done.out
+    assert "Left out: state_dict_ema (1 tensor, --key state_dict_ema takes it)." in done.out
+    content = json.loads(run("info", tmp_path / "checkpoint-0.ckpt", "--json").out)
+    assert content["left"][0]["name"] == "state_dict_ema" and content["names"]["w"]["shape"] == [2]
+    done = run(
+        *("average", tmp_path, "--key", "state_dict_ema", "--out", tmp_path / "ema.ckpt", "--json"),
+    )
+    assert [left["name"] for left in json.loads(done.out)["left"]] == ["state_dict"]
+    assert torch.load(tmp_path / "ema.ckpt")["state_dict_ema"]["w"].tolist() == [1.0, 1.0]
+    assert (tmp_path / "ema.ckpt.merge.json").is_file()

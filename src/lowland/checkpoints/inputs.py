@@ -63,7 +63,8 @@ def final_models(inputs: Iterable[str | Path]) -> list[Left]:
     found = []
     for item in map(str, inputs):
         for path in _named(item):
-            if _steps(path) and path.is_dir() and holds_weights(path):
+            steps = _steps(path)
+            if steps and any(p not in steps and (is_weights(p) or p.name == ".metadata") for p in path.iterdir()):
                 found.append(Left(str(path), 0, "the model beside its checkpoints; name it too to take it"))
     return found
 

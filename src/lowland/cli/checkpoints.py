@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -15,9 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import screen
+from .recipes import Asked, tail
 
 if TYPE_CHECKING:
-    from ..checkpoints import Checkpoint, Left, Merge, Plan
+    from ..checkpoints import Checkpoint, Left, Plan
 
 Inputs = Annotated[list[str], typer.Argument(help="Folders, files, glob patterns, or a run with checkpoint-* in it.")]
 Out = Annotated[Path, typer.Option("--out", help="What to write; it must not be there yet.")]
@@ -43,6 +43,22 @@ def average(
     weights: Annotated[
         str | None, typer.Option(help="One for each input: 1,2,1. They are divided by their sum.")
     ] = None,
+    raw_weights: Annotated[
+        str | None, typer.Option("--raw-weights", help="The same, divided by nothing: 1.5,-0.5.")
+    ] = None,
+    decay: Annotated[
+        str | None,
+        typer.Option(
+            help="The average that stands for a decay of the rate: linear, minus-sqrt, cosine, '(1-x)^2', or a file "
+            "of rates."
+        ),
+    ] = None,
+    over: Annotated[
+        str | None, typer.Option(help="Over the last part of the run: 20%, 100step or 5ckpt \\[default: all].")
+    ] = None,
+    blend: Annotated[
+        float | None, typer.Option(help="Go this far from the last checkpoint to the average: 0.7; 1 is the average.")
+    ] = None,
     ema: Annotated[float | None, typer.Option(help="Exponential average: what the past keeps at each step.")] = None,
     half_life: Annotated[float | None, typer.Option(help="The same as a half-life, in checkpoints.")] = None,
     last: Last = None,
@@ -59,21 +75,18 @@ def average(
     """Average checkpoints: equally, weighted or exponentially, in bounded memory whatever their size."""
     from ..checkpoints import expand, plan_average
 
-    if last is not None and weights is not None:
-        raise ValueError("--last and --weights exclude each other: name the checkpoints that you want")
-    if sum(option is not None for option in (weights, ema, half_life)) > 1:
-        raise ValueError("--weights, --ema and --half-life exclude each other: give one")
-    paths = expand(inputs, keep_order=as_given or weights is not None)
-    merge, title = _merge(weights, ema, half_life, len(paths))
+    asked = Asked(weights, raw_weights, ema, half_life, decay, over, last, blend)
+    asked.check()
+    recipe = asked.recipe(expand(inputs, keep_order=as_given or asked.keeps_order))
     plan = plan_average(
-        _open(_tail(paths, last), key, keep, drop),
+        _open(recipe.paths, key, keep, drop),
         out,
-        merge,
+        recipe.merge,
         dtype=_dtype(dtype),
         check_finite=not no_check_finite,
         also_left=_beside(inputs),
     )
-    _go(plan, title, dry_run, restart, as_json, _loads(plan))
+    _go(plan, recipe.title, dry_run, restart, as_json, _loads(plan), recipe.coefficients)
 
 
 def soup(
@@ -171,7 +184,7 @@ def posterior(
     from ..checkpoints import expand, plan_posterior
     from ..weights.named import matching
 
-    paths = _tail(expand(inputs, keep_order=as_given), last)
+    paths = tail(expand(inputs, keep_order=as_given), last)
     if len(paths) < 2:
         raise ValueError("a Gaussian wants at least 2 checkpoints, got 1")
     make = partial(SWAG, rank=min(rank, len(paths)), deviations_dtype=deviations)
@@ -273,41 +286,8 @@ def _close(plan: Plan, verb: str = "averaged") -> None:
         screen.say(line)
 
 
-def _merge(weights: str | None, ema: float | None, half_life: float | None, count: int) -> tuple[Merge, str]:
-    from .. import EMA, SWA
-    from .. import soup as soups
-    from ..checkpoints import through
-    from ..ema import half_life as decay_of
-
-    if weights is not None:
-        try:
-            shares = [float(part) for part in weights.split(",")]
-        except ValueError:
-            raise ValueError(f"--weights wants numbers with commas between them, got {weights!r}") from None
-        if len(shares) != count:
-            raise ValueError(f"--weights wants one number for each of {count} checkpoints, got {len(shares)}")
-        if not all(map(math.isfinite, shares)) or not math.fsum(shares) > 0:
-            raise ValueError(f"--weights wants finite numbers with a positive sum, got {weights}")
-        return partial(soups.weighted, coefficients=shares, normalise=True), "weighted average"
-    if half_life is not None and not half_life > 0:
-        raise ValueError(f"--half-life wants a positive number of checkpoints, got {half_life:g}")
-    if ema is not None or half_life is not None:
-        decay = ema if ema is not None else decay_of(half_life or 0)
-        EMA(decay)  # refuses what is no decay before anything is read
-        return through(partial(EMA, decay=decay)), f"exponential average, decay {decay:.6g}"
-    return through(SWA), "average"
-
-
 def _tempered(scale: float) -> Any:
     return lambda loaded: loaded.tempered(scale)
-
-
-def _tail(paths: Sequence[Path], last: int | None) -> list[Path]:
-    if last is None:
-        return list(paths)
-    if not 1 <= last <= len(paths):
-        raise ValueError(f"--last must lie between 1 and the number of checkpoints, {len(paths)}; got {last}")
-    return list(paths[-last:])
 
 
 def _dtype(name: str | None) -> Any:
@@ -319,20 +299,29 @@ def _dtype(name: str | None) -> Any:
     return None if name is None else getattr(torch, name)
 
 
-def _inputs(plan: Plan) -> Table:
+def _inputs(plan: Plan, coefficients: Sequence[float] | None = None) -> Table:
     count = len(plan.checkpoints)
     table = Table(title=f"{count} checkpoints, in this order" if count > 1 else "1 checkpoint")
-    for heading in ("", "checkpoint", "kind", "size"):
+    for heading in ("", "checkpoint", "kind", "size", *(["coefficient"] if coefficients else [])):
         table.add_column(heading)
-    rows = [(str(n), c) for n, c in enumerate(plan.checkpoints, start=1)]
-    shown = rows if len(rows) <= 24 else [*rows[:12], ("...", None), *rows[-11:]]
-    for place, checkpoint in shown:
-        cells = (str(checkpoint.path), checkpoint.kind, screen.size(checkpoint.nbytes)) if checkpoint else ("", "", "")
-        table.add_row(place, *map(escape, cells))
+    rows = [
+        (str(n), str(c.path), c.kind, screen.size(c.nbytes), *([f"{coefficients[n - 1]:.6g}"] if coefficients else []))
+        for n, c in enumerate(plan.checkpoints, start=1)
+    ]
+    for row in rows if len(rows) <= 24 else [*rows[:12], ("...",), *rows[-11:]]:
+        table.add_row(*map(escape, row))
     return table
 
 
-def _go(plan: Plan, title: str, dry_run: bool, restart: bool, as_json: bool, follow: str) -> None:
+def _go(
+    plan: Plan,
+    title: str,
+    dry_run: bool,
+    restart: bool,
+    as_json: bool,
+    follow: str,
+    coefficients: Sequence[float] | None = None,
+) -> None:
     """Show the inputs, then do the plan or say what it would take."""
     from ..checkpoints import estimate
 
@@ -340,13 +329,14 @@ def _go(plan: Plan, title: str, dry_run: bool, restart: bool, as_json: bool, fol
         "method": title,
         "output": str(plan.target),
         "inputs": [str(checkpoint.path) for checkpoint in plan.checkpoints],
+        **({"coefficients": list(coefficients)} if coefficients else {}),
         "bytes_read": plan.bytes_read,
         "bytes_written": plan.bytes_written,
         "dry_run": dry_run,
         **plan.account.as_dict(),
     }
     if not as_json:
-        screen.out.print(_inputs(plan))
+        screen.out.print(_inputs(plan, coefficients))
     moved = f"{screen.size(plan.bytes_read)} read, {screen.size(plan.bytes_written)} written"
     if dry_run:
         rates = estimate(plan)

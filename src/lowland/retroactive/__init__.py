@@ -1,5 +1,10 @@
 """Retroactive or post-hoc averages: record a few averages in training, choose any profile in time afterwards."""
 
+from .decays import Decay as Decay
+from .decays import blended as blended
+from .decays import decayed as decayed
+from .decays import of_rates as of_rates
+from .decays import rates_from as rates_from
 from .profiles import CUTOFF as CUTOFF
 from .profiles import MOST_CELLS as MOST_CELLS
 from .profiles import Exponential as Exponential

@@ -69,7 +69,7 @@ class Window:
     end: int
 
     def __post_init__(self) -> None:
-        _check_span(self.start, self.end)
+        check_span(self.start, self.end)
 
     @classmethod
     def last(cls, steps: int, end: int) -> Window:
@@ -111,7 +111,7 @@ class Exponential:
     corrected: bool = False
 
     def __post_init__(self) -> None:
-        _check_span(self.start, self.end)
+        check_span(self.start, self.end)
         if not (self.half_life > 0 and math.isfinite(self.half_life)):
             raise ValueError(f"half_life must be a positive number of steps, got {self.half_life}")
 
@@ -151,7 +151,7 @@ class PowerLaw:
     start: int = 0
 
     def __post_init__(self) -> None:
-        _check_span(self.start, self.end)
+        check_span(self.start, self.end)
         if not (self.gamma >= 0 and math.isfinite(self.gamma)):
             raise ValueError(f"gamma must be at least 0 (the equal average), got {self.gamma}")
 
@@ -270,7 +270,12 @@ def profile_of(kind: str, settings: dict[str, Any], count: int) -> Profile:
     )
 
 
-def _check_span(start: int, end: int) -> None:
+def check_span(start: int, end: int) -> None:
+    """Refuse a profile without steps.
+
+    Raises:
+        ValueError: start is negative, or end is not after it.
+    """
     if start < 0 or end <= start:
         raise ValueError(f"a profile needs steps: start at 0 or later and end after it, got start {start}, end {end}")
 
