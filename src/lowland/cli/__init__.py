@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from . import checkpoints, data, doctor, grids, landscape, runs, schedule, screen, studies
+from . import checkpoints, choose, data, doctor, grids, landscape, runs, schedule, screen, studies
 
 
 class _Stopped(Exception):
@@ -42,6 +42,7 @@ app.command()(runs.predict)
 app.command()(runs.report)
 app.command()(checkpoints.average)
 app.command()(checkpoints.soup)
+app.command()(choose.choose)
 app.command()(checkpoints.posterior)
 app.command()(checkpoints.sample)
 app.command()(checkpoints.info)

@@ -79,12 +79,12 @@ def average(
     asked.check()
     recipe = asked.recipe(expand(inputs, keep_order=as_given or asked.keeps_order))
     plan = plan_average(
-        _open(recipe.paths, key, keep, drop),
+        opened_inputs(recipe.paths, key, keep, drop),
         out,
         recipe.merge,
         dtype=_dtype(dtype),
         check_finite=not no_check_finite,
-        also_left=_beside(inputs),
+        also_left=models_beside(inputs),
     )
     _go(plan, recipe.title, dry_run, restart, as_json, _loads(plan), recipe.coefficients)
 
@@ -111,8 +111,8 @@ def soup(
     from .scoring import Scorer
 
     paths = expand(inputs)
-    opened = _open(paths, key, keep, drop)
-    also = _beside(inputs)
+    opened = opened_inputs(paths, key, keep, drop)
+    also = models_beside(inputs)
     plan = plan_average(
         opened, out, soups.uniform, dtype=_dtype(dtype), check_finite=not no_check_finite, also_left=also
     )
@@ -189,7 +189,7 @@ def posterior(
         raise ValueError("a Gaussian wants at least 2 checkpoints, got 1")
     make = partial(SWAG, rank=min(rank, len(paths)), deviations_dtype=deviations)
     chosen = None if select is None else matching(select)
-    opened = _open(paths, key, keep, drop)
+    opened = opened_inputs(paths, key, keep, drop)
     plan = plan_posterior(opened, out, make, select=chosen, check_finite=not no_check_finite)
     follow = f"`lowland sample {out} --like {paths[-1]} -n 5 --out draws` writes checkpoints drawn from it."
     _go(plan, f"SWAG of rank {min(rank, len(paths))}", dry_run, restart, as_json, follow)
@@ -262,15 +262,16 @@ def _cell(key: str, value: object) -> str:
     return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
-def _open(
+def opened_inputs(
     paths: Sequence[Path], key: str | None, keep: Sequence[str] | None, drop: Sequence[str] | None
 ) -> list[Checkpoint]:
+    """Open the inputs of a command."""
     from ..checkpoints import open_checkpoint
 
     return [open_checkpoint(path, key=key, keep=keep or (), drop=drop or ()) for path in paths]
 
 
-def _beside(inputs: Sequence[str]) -> list[tuple[Left, tuple[int, ...]]]:
+def models_beside(inputs: Sequence[str]) -> list[tuple[Left, tuple[int, ...]]]:
     """The models that lie beside a run's checkpoints, for the account."""
     from ..checkpoints import final_models
 

@@ -4,6 +4,7 @@ Needs matplotlib: `pip install 'lowland[plot]'`.
 """
 
 from .write import write_accumulation as write_accumulation
+from .write import write_choice as write_choice
 from .write import write_schedule as write_schedule
 from .write import write_sweep as write_sweep
 from .write import write_trace as write_trace

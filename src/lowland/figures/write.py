@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ..aswa import ASWA
     from ..cycles import Schedule
     from ..predict.accumulation import Accumulation
+    from ..retroactive.choice import Choice
     from ..retroactive.sweep import Sweep
 
 
@@ -81,6 +82,22 @@ def write_accumulation(curves: Accumulation, metric: str, path: str | os.PathLik
     from .ensembles import accumulation_figure
 
     return _alone(accumulation_figure(curves, metric), path)
+
+
+def write_choice(choice: Choice, path: str | os.PathLike[str], metric: str = "score, higher is better") -> Path:
+    """Write the scores of a run's averages against their windows as one SVG file, and return its path.
+
+    Raises `ImportError` where matplotlib is missing.
+
+    >>> import tempfile
+    >>> from lowland.retroactive import choose
+    >>> write_choice(choose([1, 2], lambda c: c.window), Path(tempfile.mkdtemp()) / "choice.svg").name
+    'choice.svg'
+    """
+    _need_matplotlib()
+    from .choice import choice_figure
+
+    return _alone(choice_figure(choice, metric=metric), path)
 
 
 def _need_matplotlib() -> None:

@@ -1,5 +1,12 @@
 """Retroactive or post-hoc averages: record a few averages in training, choose any profile in time afterwards."""
 
+from .choice import BLENDS as BLENDS
+from .choice import Candidate as Candidate
+from .choice import Choice as Choice
+from .choice import Tried as Tried
+from .choice import choose as choose
+from .choice import made as made
+from .decays import SHAPES as SHAPES
 from .decays import Decay as Decay
 from .decays import blended as blended
 from .decays import decayed as decayed

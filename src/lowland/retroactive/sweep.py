@@ -141,22 +141,22 @@ def sweep(
     found = fits([one.profile for one in basis], targets)
     scores = []
     for target, one in zip(targets, found, strict=True):
-        scores.append(_scores(score(_combined(basis, one.coefficients)), str(target)))
+        scores.append(scores_of(score(_combined(basis, one.coefficients)), str(target)))
         if scores[-1].shape != scores[0].shape:
             raise ValueError(f"the score of {target} has {scores[-1].size} examples, the first has {scores[0].size}")
     table = np.stack(scores)  # (targets, examples), or (targets, 1) for bare scores
     several = table.shape[1] > 1
-    best = _best(table.mean(axis=1), [one.residual for one in found])
+    best = best_of(table.mean(axis=1), [one.residual for one in found])
     trials = []
     for target, one, own in zip(targets, found, table, strict=True):
         behind = table[best] - own
-        noise = _standard_error(behind) if several else None
+        noise = standard_error(behind) if several else None
         gap = float(behind.mean())
         trials.append(
             Trial(
                 target,
                 float(own.mean()),
-                _standard_error(own) if several else None,
+                standard_error(own) if several else None,
                 gap,
                 noise,
                 gap <= 2 * (noise or 0.0),
@@ -164,7 +164,7 @@ def sweep(
                 one.amplification,
             )
         )
-    expected = _cross_fitted(table, [one.residual for one in found], folds, seed) if several else None
+    expected = cross_fitted(table, [one.residual for one in found], folds, seed) if several else None
     return Sweep(tuple(trials), best, expected)
 
 
@@ -197,7 +197,8 @@ def _combined(basis: Sequence[Recorded], shares: Sequence[float]) -> dict[str, T
     return result
 
 
-def _scores(value: float | Tensor | Sequence[float], what: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+def scores_of(value: float | Tensor | Sequence[float], what: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return a score as numbers (examples,), or (1,) for a bare one; NaN is refused."""
     plain = value.detach().cpu().tolist() if isinstance(value, Tensor) else value
     scores = np.atleast_1d(np.asarray(plain, dtype=np.float64))
     if scores.ndim != 1 or scores.size == 0:
@@ -207,16 +208,18 @@ def _scores(value: float | Tensor | Sequence[float], what: str) -> np.ndarray[An
     return scores
 
 
-def _best(scores: Any, residuals: Sequence[float]) -> int:
+def best_of(scores: Any, residuals: Sequence[float]) -> int:
+    """Return the place of the highest score; of equal ones that with the smallest residual, then the first."""
     return min(range(len(residuals)), key=lambda place: (-scores[place], residuals[place], place))
 
 
-def _standard_error(values: Any) -> float:
+def standard_error(values: Any) -> float:
+    """Return the standard error of the mean."""
     return float(values.std(ddof=1) / math.sqrt(values.size))
 
 
-def _cross_fitted(table: Any, residuals: Sequence[float], folds: int, seed: int) -> float | None:
-    """The mean score of examples, each under the average that the other parts choose."""
+def cross_fitted(table: Any, residuals: Sequence[float], folds: int, seed: int) -> float | None:
+    """Return the mean score of examples, each under the average that the other parts choose."""
     examples = table.shape[1]
     parts = np.array_split(np.random.default_rng(seed).permutation(examples), min(folds, examples))
     if len(parts) < 2:
@@ -224,5 +227,5 @@ def _cross_fitted(table: Any, residuals: Sequence[float], folds: int, seed: int)
     total = 0.0
     for part in parts:
         rest = np.setdiff1d(np.arange(examples), part)
-        total += float(table[_best(table[:, rest].mean(axis=1), residuals)][part].sum())
+        total += float(table[best_of(table[:, rest].mean(axis=1), residuals)][part].sum())
     return float(total / examples)
