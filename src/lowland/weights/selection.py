@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ Score = Callable[[Weights], float]
 
 _WRAPPER_PREFIXES = frozenset({"module", "_orig_mod"})
 # What torch.compile, activation checkpointing and FSDP1 insert at any depth; no names that a user gives.
-_TRANSPARENT = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+TRANSPARENT = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 
 
 def parameters(name: str, tensor: Tensor) -> bool:
@@ -106,6 +106,54 @@ def select_from(name: str, tensors: Weights) -> Select:
     return _Listed(frozenset(tensors))
 
 
+def constrained(names: Iterable[str]) -> list[str]:
+    """Return those of a model's names that hold the unit vectors of spectral norm: an average of such has no meaning.
+
+    The vectors estimate a singular pair of the weight beside them, and follow from it.
+
+    >>> constrained(["0.weight_orig", "0.weight_u", "0.weight_v", "1.weight_u"])
+    ['0.weight_u', '0.weight_v']
+    """
+    known = set(names)
+    return [name for name in names if (match := _VECTOR.fullmatch(name)) and _is_vector(match, known)]
+
+
+_VECTOR = re.compile(r"(?P<new>(?:.*\.)?parametrizations\..+)\.\d+\._[uv]|(?P<old>.*)_[uv]", re.DOTALL)
+
+
+def _is_vector(match: re.Match[str], known: set[str]) -> bool:
+    wanted = f"{match['new']}.original" if match["new"] else f"{match['old']}_orig"
+    return wanted in known
+
+
+_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+# Wrappers of other packages that call the model `module`, and torch's own that need not be imported.
+_WRAPPER_NAMES = {
+    "AveragedModel",
+    "DeepSpeedEngine",
+    "DistributedDataParallel",
+    "Float16Module",
+    "FullyShardedDataParallel",
+    "PipelineEngine",
+    "ShardedDataParallel",
+}
+
+
+def wrapped_as(module: nn.Module) -> str | None:
+    """Return under which name a wrapper holds the model, or None for a module that is no wrapper.
+
+    A wrapper is one of the known types, or has nothing but its `module`: then no name can meet another.
+
+    >>> wrapped_as(nn.Linear(1, 1)), wrapped_as(nn.DataParallel(nn.Linear(1, 1)))
+    (None, 'module')
+    """
+    if not isinstance(module._modules.get("module"), nn.Module):
+        return None
+    alone = len(module._modules) == 1 and not module._parameters and not module._buffers
+    known = isinstance(module, _WRAPPERS) or any(kind.__name__ in _WRAPPER_NAMES for kind in type(module).__mro__)
+    return "module" if (alone and not isinstance(module, nn.ModuleDict)) or known else None
+
+
 def bare_name(name: str) -> str:
     """Strip the path components that wrappers add.
 
@@ -118,7 +166,7 @@ def bare_name(name: str) -> str:
     parts = name.split(".")
     while len(parts) > 1 and parts[0] in _WRAPPER_PREFIXES:
         parts = parts[1:]
-    return ".".join(part for part in parts if part not in _TRANSPARENT)
+    return ".".join(part for part in parts if part not in TRANSPARENT)
 
 
 def select_name(select: Select) -> str:
