@@ -69,7 +69,7 @@ SIDE_BY_SIDE = {"integrations", "studies"}
 INSIDE = {
     *("studies.runs", "studies.adapters", "studies.packaged", "studies.tables"),
     # Of the command line nothing is imported, and of the arithmetic only its switch.
-    *("cli", "arithmetic"),
+    *("cli", "arithmetic", "arguments"),
 }
 DOORS = {"lowland.arithmetic.kernels"}
 

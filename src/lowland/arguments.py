@@ -45,10 +45,10 @@ def check_generator(generator: object) -> None:
     >>> check_generator(7)
     Traceback (most recent call last):
     ...
-    ValueError: generator must be a torch.Generator or None, got int: pass torch.Generator().manual_seed(seed)
+    ValueError: generator must be a torch.Generator, got int: pass torch.Generator().manual_seed(seed)
     """
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ValueError(
-            f"generator must be a torch.Generator or None, got {type(generator).__name__}: "
+            f"generator must be a torch.Generator, got {type(generator).__name__}: "
             "pass torch.Generator().manual_seed(seed)"
         )

@@ -47,9 +47,9 @@ def wide_zeros(like: Mapping[str, Tensor], leading: tuple[int, ...] = ()) -> dic
 
 
 # Powers of two that what is averaged must stay below, in float32 and in float64, so that what is stored is finite too:
-# the difference of two such numbers, or the sum of 2^24 squares of such differences.
+# the difference of two such numbers, or the sum of 2^24 squares of such differences, which are kept in float32 at most.
 FINITE, MEAN, SQUARES = "finite", "mean", "squares"
-_LIMITS = {FINITE: (math.inf, math.inf), MEAN: (2.0**126, 2.0**1022), SQUARES: (2.0**50, 2.0**500)}
+_LIMITS = {FINITE: (math.inf, math.inf), MEAN: (2.0**126, 2.0**1022), SQUARES: (2.0**50, 2.0**100)}
 
 
 def limit(dtype: torch.dtype, room: str) -> float:

@@ -168,8 +168,11 @@ def check_slots(slots: dict[str, Slot], allocate: Callable[[Slot], dict[str, Slo
             raise ValueError(f"the slot {slot!r} names {sorted(tensors)[:5]}, the others {sorted(first)[:5]}")
         for name, tensor in tensors.items():
             own, one = local(tensor), local(first[name])
-            if own.is_meta or own.layout != torch.strided or own.device != one.device:
+            if own.layout != torch.strided or own.device != one.device:
                 raise ValueError(f"{slot}/{name} is {own.layout} on {own.device}, wanted torch.strided on {one.device}")
+        unfit = [name for name, tensor in tensors.items() if not tensor.is_meta and _unfit(local(tensor))]
+        if unfit or any(tensor.is_complex() for tensor in tensors.values()):
+            raise ValueError(f"the slot {slot!r} holds {unfit[:5]}, which cannot be averaged: the state is damaged")
     shapes = {name: torch.empty_like(local(tensor), device="meta") for name, tensor in first.items()}
     try:
         wanted = allocate(shapes)

@@ -160,7 +160,9 @@ def clone_of(weights: Weights) -> dict[str, Tensor]:
 
 def _targets(weights: Weights, model: nn.Module) -> dict[str, Tensor]:
     """The model's own tensors that `weights` names; refuses unknown names and other shapes."""
-    given: object = weights
+    given, taker = weights, model  # type: object, object
+    if isinstance(given, nn.Module) and not isinstance(taker, nn.Module):
+        raise ValueError("the model comes first: copy_to(model, weights), applied(model, weights)")
     if not isinstance(given, Mapping):
         has_mean = callable(getattr(given, "mean", None)) and not isinstance(given, Tensor)
         advice = "pass its .mean(), or .sample() of a posterior" if has_mean else "such as weights_of(model) returns"

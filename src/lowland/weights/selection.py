@@ -73,7 +73,7 @@ def matching(pattern: str) -> Select:
     """
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"matching wants a regular expression, got {pattern!r} ({error})") from None
     return _Matching(pattern)
 
@@ -89,7 +89,7 @@ class _Listed:
         return f"{len(self.names)} listed names"
 
 
-def select_from(name: str, tensors: Weights) -> Select:
+def select_from(name: object, tensors: Weights) -> Select:
     """Return the predicate that a state file calls `name`; an unknown one selects exactly the names of `tensors`.
 
     >>> import torch
@@ -98,11 +98,19 @@ def select_from(name: str, tensors: Weights) -> Select:
     >>> select_from("my_own_function", {"w": torch.zeros(1)})("w", torch.zeros(1))
     True
     """
+    if not isinstance(name, str):
+        raise ValueError(f"a selection is called by a text, got {name!r}")
     known: dict[str, Select] = {"parameters": parameters, "trainable": trainable, "floating": floating}
     if name in known:
         return known[name]
     if name.startswith("matching(") and name.endswith(")"):
-        return matching(ast.literal_eval(name.removeprefix("matching(").removesuffix(")")))
+        try:
+            pattern = ast.literal_eval(name.removeprefix("matching(").removesuffix(")"))
+        except (SyntaxError, RecursionError, MemoryError, ValueError):
+            pattern = None
+        if not isinstance(pattern, str):
+            raise ValueError(f"a selection is written as matching('a regular expression'), got {name[:80]}")
+        return matching(pattern)
     return _Listed(frozenset(tensors))
 
 
