@@ -38,6 +38,5 @@ class SWA(Averager):
         self._passes.lerp_(self._slots["mean"], weights, 1 / self.count)
 
     def mean(self) -> dict[str, Tensor]:
-        with self._lock:
-            self._need()
-            return clone_of(self._slots["mean"])
+        self._need()
+        return clone_of(self._slots["mean"])

@@ -19,7 +19,6 @@ import torch
 import lowland
 from lowland import EMA, SWA
 from lowland.averager import Averager
-from lowland.averager import averager as averager_module
 from lowland.averager.beside import Background
 
 from ..conformance import AVERAGERS
@@ -49,14 +48,8 @@ def gate() -> Iterator[Gate]:
     gate.open.set()
 
 
-@pytest.fixture(autouse=True)
-def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let an update run beside the step wherever a device is named."""
-    monkeypatch.setattr(averager_module, "pays", lambda device, weights: device is not None)
-
-
 def beside(averager: Averager) -> Averager:
-    averager.device = torch.device("cpu")
+    averager._run_beside = True
     return averager
 
 
@@ -220,10 +213,9 @@ def test_forks_and_the_end_of_the_interpreter() -> None:
         """
         import os, signal, time, torch
         from lowland import SWA
-        from lowland.averager import averager as seam
         signal.alarm(50)
-        seam.pays = lambda device, weights: True
         average = SWA()
+        average._run_beside = True
         absorb = average._absorb
         def slow(weights):
             time.sleep(0.2)

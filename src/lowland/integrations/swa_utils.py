@@ -89,9 +89,8 @@ class Function(Averager):
             tensor.copy_(result[name] if tensor.is_floating_point() else fresh[name])
 
     def mean(self) -> dict[str, Tensor]:
-        with self._lock:
-            self._need()
-            return clone_of(self._slots["mean"])
+        self._need()
+        return clone_of(self._slots["mean"])
 
 
 @torch.no_grad()
