@@ -71,7 +71,7 @@ SIDE_BY_SIDE = {"integrations", "studies"}
 INSIDE = {
     *("studies.runs", "studies.adapters", "studies.packaged", "studies.tables"),
     # Of the command line nothing is imported, and of the arithmetic only its switch.
-    *("cli", "arithmetic"),
+    *("cli", "arithmetic", "arguments"),
 }
 DOORS = {"lowland.arithmetic.kernels"}
 
@@ -187,7 +187,5 @@ def test_the_worker_of_the_search_runs_where_there_is_no_server(tmp_path: Path) 
     )
     with Browser(tmp_path / "profile") as browser:
         browser.open(tmp_path / "page.html", 800)
-        waited = (
-            "new Promise(done => { setInterval(() => got.length > 1 && done(got), 20) })"
-        )
+        waited = "new Promise(done => { setInterval(() => got.length > 1 && done(got), 20) })"
         assert browser.evaluate(waited) == [6, 8]
