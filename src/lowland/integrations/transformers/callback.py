@@ -212,7 +212,7 @@ class AveragingCallback(TrainerCallback):
             refuse_to_wait(evaluations(args, state, per_epoch), self._schedule)
         if self._undo is not None:
             self._undo()
-        self._undo = stand_before(trainer, self._evaluated, self._write, self._stopped)
+        self._undo = stand_before(trainer, self._write, evaluate=self._evaluated, stopped=self._stopped)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Collect, if it is time."""

@@ -64,7 +64,7 @@ def running(callback: object, attached: Any = None) -> tuple[Any, str | None]:
             return trainer, resumed
         frame = frame.f_back
     if trainer is None:
-        raise RuntimeError("AveragingCallback is called by a Trainer: pass it as callbacks=[...] of one")
+        raise RuntimeError(f"{type(callback).__name__} is called by a Trainer: pass it as callbacks=[...] of one")
     return trainer, None
 
 
@@ -73,15 +73,20 @@ def refuse(trainer: Any, callback: object, state: Any) -> None:
     others = [c for c in trainer.callback_handler.callbacks if isinstance(c, type(callback)) and c is not callback]
     if others:
         raise ValueError(f"two AveragingCallbacks would write the same {AVERAGED}/: give a Trainer one of them")
-    if getattr(trainer, "is_fsdp_enabled", False) or getattr(trainer, "is_deepspeed_enabled", False):
-        raise ValueError(
-            "AveragingCallback writes whole models and this one is sharded: update the averager in a loop of your own, "
-            "where it averages each shard beside its parameter"
-        )
+    refuse_sharded(trainer, "AveragingCallback")
     if state.is_hyper_param_search:
         raise ValueError("a search over hyper-parameters would put all trials into one average: search without it")
     if is_peft(trainer.model) and AVERAGED in trainer.model.peft_config and not state.global_step:
         raise ValueError(f"an adapter called {AVERAGED!r} would share its folder with the average: rename it")
+
+
+def refuse_sharded(trainer: Any, what: str) -> None:
+    """Refuse a model that FSDP or DeepSpeed has sharded."""
+    if getattr(trainer, "is_fsdp_enabled", False) or getattr(trainer, "is_deepspeed_enabled", False):
+        raise ValueError(
+            f"{what} writes whole models and this one is sharded: update the averager in a loop of your own, where it "
+            "averages each shard beside its parameter"
+        )
 
 
 def steps_per_epoch(loader: Any, accumulated: int) -> int | None:
