@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +27,7 @@ from torch import Tensor, nn
 
 from ...averager.averager import Averager
 from ...batchnorm.refresh import refresh_bn
+from ...files.replacing import put
 from ...weights.named import applied, bare_name, copy_to
 from ...weights.running import unwrapped
 from ..collecting import Choice
@@ -322,7 +321,6 @@ class AveragingCallback(TrainerCallback):
             if args.should_save:
                 if is_peft(self._model):
                     flatten(part, self._model)
-                shutil.rmtree(target, ignore_errors=True)
-                os.replace(part, target)
+                put(part, target)
         if args.should_save and not args.save_only_model:
             write_state(self.averager, self._schedule, self._due, self._trainer.state.global_step, checkpoint)

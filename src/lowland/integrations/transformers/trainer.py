@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...averager.averager import Averager
+from ...files.replacing import put, write_bytes
 from ...files.state import load, save
 from ...weights.named import Select, Weights, copy_to
 from ..schedule import Schedule, check_resumed
@@ -171,9 +172,7 @@ def write_state(averager: Averager, plan: Schedule, waiting: bool, step: int, ch
         **{"start": plan.start, "every": plan.every, "waiting": waiting, "step": step},
         **{"updates": averager.count, "averager": repr(averager)},
     }
-    part = checkpoint / f".{SCHEDULE}.part"
-    part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, checkpoint / SCHEDULE)
+    write_bytes(checkpoint / SCHEDULE, (json.dumps(record, indent=2) + "\n").encode())
     save(averager, checkpoint / STATE)
 
 
@@ -214,7 +213,7 @@ def flatten(folder: Path, model: Any) -> None:
     inside = folder / active_adapter(model)
     if not (folder / "adapter_config.json").exists() and inside.is_dir():
         for path in list(inside.iterdir()):
-            os.replace(path, folder / path.name)
+            put(path, folder / path.name)
         inside.rmdir()
 
 
