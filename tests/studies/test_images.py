@@ -15,7 +15,7 @@ pytest.importorskip("sklearn")
 from lowland import SWA, Mixture, refresh_bn
 from lowland.calibration import accuracy, brier, ece, nll
 from lowland.studies.grid.cells import Cell, check_result
-from lowland.studies.grid.paths import path_of
+from lowland.studies.grid.configured import path_of
 from lowland.studies.images import KIND, ImagesStudy, cells, from_mapping, read_config, run_cell
 from lowland.studies.images import cell as cell_module
 from lowland.studies.images.cell import images_of

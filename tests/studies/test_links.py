@@ -399,9 +399,9 @@ def test_a_configuration_survives_its_file(folder: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("section", "key", "value", "said"),
     [
-        ("data", "graphs", ["yago"], "no packaged graph 'yago'"),
+        ("data", "graphs", ["yago"], "data.graphs has 'yago', which is no packaged graph"),
         ("data", "graphs", [], "data.graphs must be one or more different names"),
-        ("data", "paths", ["umls"], 'data.paths must be like "GRAPH=PATH"'),
+        ("data", "paths", ["umls"], 'data.paths must be like "NAME=PATH"'),
         ("model", "names", ["complex", "complex"], "model.names must be one or more different names"),
         ("model", "spread", 0, "model.spread must be positive and finite, got 0.0"),
         ("training", "epochs", 1, "training.epochs must be at least 2, got 1"),

@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -86,4 +87,5 @@ def run_cell(study: ToyStudy, cell: Cell) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes away from what it runs behind
     run_grid(ToyStudy(), KIND, cells(), run_cell, Path(sys.argv[1]), build=build, jobs=2, resume=True)

@@ -160,19 +160,24 @@ def _check(means: Mapping[str, Tensor], targets: Mapping[str, Tensor], n: int) -
 
 def _part(gaussian: Gaussian, name: str, target: Tensor, number: int) -> _Part:
     mean = gaussian.mean[name]
-    columns = None
+    own, base, columns = shards.local(mean), shards.local(gaussian.base[name]), None
     if gaussian.columns is not None and gaussian.terms:
         columns = shards.local(gaussian.columns[name])[: len(gaussian.terms)]
+    # What follows walks all of them by address.
+    if base.shape != own.shape or base.device != own.device or own.is_meta:
+        raise ValueError(f"the base of {name} must be like its mean, {_said(own)}, got {_said(base)}")
+    if columns is not None:
+        if columns.shape != (len(gaussian.terms), *own.shape) or columns.device != own.device:
+            raise ValueError(
+                f"{name} needs {len(gaussian.terms)} columns like its mean, {_said(own)}, got {_said(columns)}"
+            )
         if columns.numel() and not columns[0].is_contiguous():
             columns = columns.contiguous()
-    return _Part(
-        shards.local(mean).contiguous(),
-        shards.local(gaussian.base[name]).contiguous(),
-        columns,
-        shards.local(target),
-        number,
-        shards.runs(mean),
-    )
+    return _Part(own.contiguous(), base.contiguous(), columns, shards.local(target), number, shards.runs(mean))
+
+
+def _said(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
 
 
 def _suits_kernel(part: _Part) -> bool:
@@ -230,7 +235,7 @@ def _normals(
         return philox.normals(key, number, draws, start, length, first_block=first_block, device=device)
     from .kernels import draws as fast
 
-    made = torch.empty((len(draws), length), dtype=torch.float32)
+    made = torch.empty((len(draws), length), dtype=torch.float32, device="cpu")
     low, high = key & philox.MASK, key >> 32
     first_block -= first_block >> 63 << 64  # the kernel's numbers are signed
     fast.normals(made.data_ptr(), 4 * length, low, high, number, draws.start, len(draws), start, length, first_block)

@@ -11,6 +11,7 @@ about 3e-4 of their size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -45,29 +46,48 @@ def wide_zeros(like: Mapping[str, Tensor], leading: tuple[int, ...] = ()) -> dic
     }
 
 
+# Powers of two that what is averaged must stay below, in float32 and in float64, so that what is stored is finite too:
+# the difference of two such numbers, or the sum of 2^24 squares of such differences, which are kept in float32 at most.
+FINITE, MEAN, SQUARES = "finite", "mean", "squares"
+_LIMITS = {FINITE: (math.inf, math.inf), MEAN: (2.0**126, 2.0**1022), SQUARES: (2.0**50, 2.0**100)}
+
+
+def limit(dtype: torch.dtype, room: str) -> float:
+    """Return the size that numbers of `dtype` must stay below: a power of two, or infinity where all of them do.
+
+    >>> limit(torch.float32, SQUARES) == 2.0**50, limit(torch.float16, SQUARES)
+    (True, inf)
+    """
+    found = _LIMITS[room][wide(dtype) == torch.float64]
+    return found if found <= torch.finfo(dtype).max else math.inf
+
+
 @torch.no_grad()
-def first_nonfinite(weights: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the first tensor that holds a NaN or an infinity, or None.
+def first_nonfinite(weights: Mapping[str, Tensor], room: str = FINITE) -> str | None:
+    """Return the name of the first tensor that holds a NaN, an infinity, or a number beyond the `limit`; or None.
 
     >>> first_nonfinite({"a": torch.zeros(1), "b": torch.tensor([float("nan")])})
     'b'
+    >>> first_nonfinite({"a": torch.tensor([1e20])}), first_nonfinite({"a": torch.tensor([1e20])}, SQUARES)
+    (None, 'a')
     """
     groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
     for name, tensor in weights.items():
         if tensor.is_floating_point() and tensor.numel():
             groups.setdefault((tensor.device, tensor.dtype), []).append(name)
     bad: set[str] = set()
-    for names in groups.values():
-        batches = list(_together(names, weights))
+    for (_, dtype), names in groups.items():
+        batches, most = list(_together(names, weights)), limit(dtype, room)
         # One read and two scalars a batch, where isfinite().all() writes a mask of the tensor's size: NaN as soon as
         # one element is, and infinite as soon as one is. One wait for a group, not one for each batch.
         extremes = [torch.aminmax(_joined([weights[name] for name in batch])) for batch in batches]
-        flags = torch.stack([value for pair in extremes for value in pair]).isfinite().view(-1, 2).all(1).tolist()
+        pairs = torch.stack([value for pair in extremes for value in pair]).abs()
+        flags = (pairs < most).view(-1, 2).all(1).tolist()
         for batch, finite in zip(batches, flags, strict=True):
             if not finite and len(batch) == 1:
                 bad.update(batch)
             elif not finite:
-                bad.update(name for name in batch if not weights[name].isfinite().all())
+                bad.update(name for name in batch if not (weights[name].abs() < most).all())
     return next((name for name in weights if name in bad), None)
 
 

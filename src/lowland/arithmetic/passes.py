@@ -1,7 +1,8 @@
 """Updates of many tensors in one pass: compiled kernels where they can be used, else the operations of `moments`.
 
-The kernels take addresses. A table of them is kept from update to update and made anew when a weight has moved, changed
-its dtype or its strides, or when the averager holds other tensors. No reference to a weight is kept.
+The kernels take addresses. A table of them is kept while the averager says that its weights are as last time, and made
+anew when they are not, or when the averager holds other tensors. Every tensor whose address enters a table has been
+looked at: kind, dtype, device, order in memory, and its shape beside the others'. No reference to a weight is kept.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from ..weights.named import Weights
 from ..weights.shards import local
 from . import kernels, moments
+from .moments import FINITE
 
 BLOCK = 1 << 16  # elements of one entry of the table of blocks
 SMALLEST_PART, LARGEST_PART = 1 << 16, 1 << 20  # elements that a thread takes at a time
@@ -35,51 +37,41 @@ class Passes:
 
     def __init__(self) -> None:
         self._table: _Table | None = None
-        self._known: Weights | None = None  # the weights of the update under way, if the table was made for such
+        self._current: Weights | None = None  # the weights that the table is for, while their update is under way
 
     def __reduce__(self) -> tuple[Callable[[], Passes], tuple[()]]:
         return Passes, ()
 
-    def first_nonfinite(self, weights: Weights) -> str | None:
-        """Return the name of the first tensor that holds a NaN or an infinity, or None; as `moments` does.
+    def expect(self, weights: Weights, same: bool) -> None:
+        """Say what the next passes are over, and whether it lies as what was expected last did."""
+        self._current = weights
+        if not same:
+            self._table = None
+
+    def first_nonfinite(self, weights: Weights, room: str = FINITE) -> str | None:
+        """Return the name of the first tensor with a number that is not finite or beyond the limit, as `moments` does.
 
         >>> Passes().first_nonfinite({"a": torch.zeros(1), "b": torch.tensor([float("inf")])})
         'b'
         """
         if not kernels.available():
-            return moments.first_nonfinite({name: local(tensor) for name, tensor in weights.items()})
+            return moments.first_nonfinite({name: local(tensor) for name, tensor in weights.items()}, room)
         updates = _compiled()
-        # The table of the last update serves unless something moved.
-        table = self._table if self._known is weights else None
-        table = table or _made(weights, {})
-        bad = [index for index in table.run(updates.first_bad) if index >= 0]
+        table = (self._table if self._current is weights else None) or _made(weights, {})
+        bad = [index for index in table.run(updates.first_bad, _fields(room)) if index >= 0]
         names = {table.names[min(bad)]} if bad else set()
         if table.rest:
-            name = moments.first_nonfinite({name: local(weights[name]) for name in table.rest})
+            name = moments.first_nonfinite({name: local(weights[name]) for name in table.rest}, room)
             names |= set() if name is None else {name}
-        if names:
-            self._known = None
-        return next((name for name in weights if name in names), None)
+        return next((name for name in weights if name in names), None) if names else None
 
-    def knows(self, weights: Weights) -> bool:
-        """Say whether the last update saw the same names, shapes, dtypes and memory, none of them sharded.
-
-        >>> passes, weights = Passes(), {"w": torch.zeros(2)}
-        >>> passes.knows(weights)
-        False
-        """
-        self._known = weights if kernels.available() and self._fits(weights) else None
-        return self._known is not None
-
-    def _fits(self, weights: Weights) -> bool:
-        seen = None if self._table is None else self._table.seen
-        return seen is not None and _look(weights) == seen
-
-    def _fitting(self, weights: Weights, slots: Mapping[str, Weights]) -> _Table:
-        table = self._table if self._known is weights or self._fits(weights) else None
-        self._known = None
-        if table is None or table.slots.keys() != slots.keys() or table.held != _held(slots):
-            table = self._table = _made(weights, slots)
+    def _fitting(self, weights: Weights, slots: Mapping[str, Weights], rank: int = 0) -> _Table:
+        expected = self._current is weights
+        table = self._table if expected else None
+        if table is None or table.slots.keys() != slots.keys() or table.rank != rank or table.held != _held(slots):
+            table = _made(weights, slots, rank)
+            if expected:
+                self._table = table
         return table
 
     def lerp_(self, average: Weights, weights: Weights, rate: float) -> None:
@@ -88,10 +80,11 @@ class Passes:
         if kernels.available():
             updates = _compiled()
             table = self._fitting(weights, {"mean": average})
-            table.run(updates.absorb, updates.MEAN, 0, np.float32(rate), np.float32(0))
+            table.run(updates.absorb, updates.MEAN, 0, np.float32(rate), np.float32(0), backwards=True)
             rest = table.rest
         names = list(rest)
-        moments.lerp_([local(average[name]) for name in names], [local(weights[name]) for name in names], rate)
+        if names:
+            moments.lerp_([local(average[name]) for name in names], [local(weights[name]) for name in names], rate)
 
     def welford_(
         self,
@@ -112,13 +105,14 @@ class Passes:
         if kernels.available() and count > 1:
             updates = _compiled()
             slots = {"mean": mean, "base": base} | ({} if ring is None else {"ring": ring})
-            table = self._fitting(weights, slots)
             mode, factor = updates.SQUARES, count / (count - 1)
             if evicted is not None:
                 mode, factor = (updates.EVICT, evicted) if evicted else (updates.COLUMN, 0.0)
             elif ring is not None:
                 mode = updates.ROUNDED
-            table.run(updates.absorb, mode, place, np.float32(1 / count), np.float32(factor))
+            # What the mode writes is the ring's dtype: a negative rank stands for rounded columns.
+            table = self._fitting(weights, slots, -rank if mode == updates.ROUNDED else rank)
+            table.run(updates.absorb, mode, place, np.float32(1 / count), np.float32(factor), backwards=True)
             rest = table.rest
         names = list(rest)
         if names:
@@ -135,7 +129,11 @@ def _compiled() -> Any:
     return updates
 
 
-_Seen = tuple[list[str], list[int], list[Any], list[Any], list[Any]]
+@cache
+def _fields(room: str) -> tuple[int, ...]:
+    return tuple(_compiled().field(kind, moments.limit(dtype, room)) for dtype, kind in _KINDS.items())
+
+
 _PLAIN = (Tensor, nn.Parameter)
 
 
@@ -144,37 +142,18 @@ class _Table:
     """Where the tensors of one kind of pass lie, and how the pass is cut into parts."""
 
     slots: Mapping[str, Weights]
+    rank: int
     held: list[tuple[list[int], int]]
-    seen: _Seen | None
     names: list[str]  # of the rows
     rest: list[str]  # tensors that no kernel takes
     rows: np.ndarray[Any, Any]  # (tensors, 6): kind of weight, four addresses, bytes from one column to the next
     blocks: np.ndarray[Any, Any]  # (blocks, 3): row, first element, elements
     parts: list[tuple[int, int]]  # blocks of each part
 
-    def run(self, kernel: Callable[..., Any], *arguments: object) -> list[Any]:
+    def run(self, kernel: Callable[..., Any], *arguments: object, backwards: bool = False) -> list[Any]:
         """Run `kernel` over all blocks; writing starts at the end, which the check before has left in the cache."""
-        order = self.parts[::-1] if arguments else self.parts
+        order = self.parts[::-1] if backwards else self.parts
         return kernels.run(kernel, [(*part, self.blocks, self.rows, *arguments) for part in order])
-
-
-def _look(weights: Weights) -> _Seen | None:
-    """What a table depends on, or None with tensors of other kinds, such as sharded ones."""
-    tensors = weights.values()
-    if not set(map(type, tensors)) <= set(_PLAIN):
-        return None
-    try:
-        addresses = list(map(Tensor.data_ptr, tensors))
-    except RuntimeError:  # such as sparse tensors
-        return None
-    # An address may come back with another dtype or shape after a free, so it is not enough.
-    return (
-        list(weights),
-        addresses,
-        [tensor.dtype for tensor in tensors],
-        [tensor.shape for tensor in tensors],
-        [tensor.stride() for tensor in tensors],
-    )
 
 
 def _held(slots: Mapping[str, Weights]) -> list[tuple[list[int], int]]:
@@ -186,7 +165,7 @@ def _held(slots: Mapping[str, Weights]) -> list[tuple[list[int], int]]:
     return found
 
 
-def _made(weights: Weights, slots: Mapping[str, Weights]) -> _Table:
+def _made(weights: Weights, slots: Mapping[str, Weights], rank: int = 0) -> _Table:
     names: list[str] = []
     rest: list[str] = []
     rows: list[tuple[int, ...]] = []
@@ -194,7 +173,7 @@ def _made(weights: Weights, slots: Mapping[str, Weights]) -> _Table:
         tensor, own = local(given), {key: local(slot[name]) for key, slot in slots.items()}
         if not tensor.numel() and tensor.is_floating_point():
             continue
-        if not _fits(tensor, own):
+        if not _fits(tensor, own, rank):
             rest.append(name)
             continue
         ring = own.get("ring")
@@ -205,16 +184,21 @@ def _made(weights: Weights, slots: Mapping[str, Weights]) -> _Table:
     # What `local` gives of a sharded tensor is a view: its size, not the whole tensor's.
     blocks, parts = _cut([local(weights[name]).numel() for name in names])
     table = np.array(rows, dtype=np.int64).reshape(-1, 6)
-    return _Table(slots, _held(slots), _look(weights), names, rest, table, blocks, parts)
+    return _Table(slots, rank, _held(slots), names, rest, table, blocks, parts)
 
 
-def _fits(tensor: Tensor, own: Mapping[str, Tensor]) -> bool:
+def _fits(tensor: Tensor, own: Mapping[str, Tensor], rank: int) -> bool:
     """Whether a kernel may walk this tensor and its state by address alone."""
-    mean, ring = own.get("mean"), own.get("ring")
+    ring = own.get("ring")
     plain = all(
-        type(t) in _PLAIN and t.is_cpu and t.layout == torch.strided and not t.is_neg() for t in (tensor, *own.values())
+        type(t) in _PLAIN and t.layout == torch.strided and t.is_cpu and not t.is_neg() for t in (tensor, *own.values())
     )
-    if not plain or tensor.dtype not in _KINDS or (mean is not None and mean.dtype != torch.float32):
+    if not plain or tensor.dtype not in _KINDS:
+        return False
+    if any(t.dtype != torch.float32 or t.shape != tensor.shape for key, t in own.items() if key != "ring"):
+        return False
+    wanted = torch.bfloat16 if rank < 0 else torch.float32
+    if ring is not None and (ring.dtype != wanted or ring.shape != (abs(rank), *tensor.shape)):
         return False
     if all(t.is_contiguous() for t in (tensor, *own.values())):
         return True

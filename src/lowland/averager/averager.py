@@ -9,16 +9,27 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from ..arithmetic.moments import first_nonfinite
+from ..arguments import whole
+from ..arithmetic.moments import FINITE, MEAN, first_nonfinite, limit
 from ..arithmetic.passes import Passes
 from ..weights.named import Select, Weights, check_same, clone_of, parameters, select_name
-from ..weights.shards import anywhere, check_same_placements, is_sharded
-from . import beside as background
+from ..weights.shards import anywhere, check_same_placements, is_sharded, local
+from .beside import Beside, own_lock, pays
 from .kinds import Kinds
-from .reader import Reader, named_tensors
+from .reader import Reader, since_the_first
 from .slots import Settings as Settings
 from .slots import Slot as Slot
-from .slots import allocated, check_real, check_state, fitting, kept_on
+from .slots import (
+    allocated,
+    check_codes,
+    check_kinds,
+    check_slots,
+    check_state,
+    check_tensors,
+    codes_of,
+    fitting,
+    kept_on,
+)
 
 KINDS: Kinds[type[Averager]] = Kinds()  # every averager by its class name, for reading state files
 
@@ -39,10 +50,10 @@ class Averager(ABC):
             with shards needs no communication.
     """
 
-    # Whether an update may run beside the training step: not where it calls back into the user's model.
-    _may_run_beside: ClassVar[bool] = True
-    # None: where it pays, for weights on CUDA averaged on the CPU. Tests set it.
-    _run_beside: bool | None = None
+    # What numbers must leave room for, so that what is stored stays finite.
+    _room: ClassVar[str] = MEAN
+    # An update that calls back into the user's model never runs beside the training step.
+    _asks_the_user: ClassVar[bool] = False
 
     def __init__(
         self, *, select: Select = parameters, device: torch.device | str | None = None, check_finite: bool = True
@@ -52,10 +63,14 @@ class Averager(ABC):
         self.check_finite = check_finite
         self._updates = 0
         self._kept: dict[str, Slot] = {}
-        self._passes = Passes()
-        self._reader = Reader()
-        self._background: background.Background | None = None
-        self._snapshots: background.Snapshots | None = None
+        self._codes: list[str] = []  # tensors that may be codes of a quantised weight
+        self._bounded = False  # whether the numbers held were seen to leave room
+        self._make_tools()
+
+    def _make_tools(self) -> None:
+        """What belongs to this object and process alone, and enters no copy."""
+        self._passes, self._reader, self._beside = Passes(), Reader(), Beside()
+        self._lock = own_lock(self)
 
     def __init_subclass__(cls) -> None:
         KINDS[cls.__name__] = cls
@@ -105,35 +120,29 @@ class Averager(ABC):
         Raises:
             ValueError: names or shapes differ from the first update's, or a value is not finite. Nothing is changed.
         """
-        self._settle()
-        weights = named_tensors(model_or_weights, self._reader, self.select)
-        fresh = not self._slots
-        known = not fresh and self._passes.knows(weights)  # as at the last update: nothing to check anew, no shards
-        if not known:
-            check_real(weights)
-        if not fresh and not known:
-            what = f"update of {type(self).__name__}"
-            check_same(self._like(), weights, what=what)
-            check_same_placements(self._like(), weights, what=what)
-        beside = not fresh and self._wants_to_run_beside(weights)
-        check_now = self.check_finite and (not beside or any(is_sharded(tensor) for tensor in weights.values()))
-        if check_now:
+        with self._lock:
+            self._settle()
+            fresh = not self._kept
+            read, same = self._read(model_or_weights)
+            # As at the last update: nothing to check anew, and no shards.
+            weights = read if same and not fresh else self._admitted(model_or_weights, read)
+            if self._codes:
+                check_codes(self._codes, self._like(), weights)
+            beside = not fresh and not self._asks_the_user and pays(self.device, weights)
             # Sharded weights are checked here and not beside the step, whose own collectives must not be crossed.
-            self._refuse(self._passes.first_nonfinite(weights), {} if known else weights)
-        if beside:
-            self._background = self._background or background.Background()
-            self._snapshots = self._snapshots or background.Snapshots()
-            snapshot = self._snapshots.take(weights)
-            self._background.submit(lambda: self._absorb_beside(snapshot, self.check_finite and not check_now))
-            return
-        if fresh:
-            self._slots = self._make_slots(weights)
-        try:
-            self._count_and_absorb(weights)
-        except BaseException:
-            if fresh:
-                self._slots = {}
-            raise
+            check_here = self.check_finite and (not beside or any(map(is_sharded, weights.values())))
+            self._passes.expect(weights, same and not fresh)
+            if check_here:
+                self._check_numbers(weights, same)
+            if beside:
+                check = self._check_copies if self.check_finite and not check_here else None
+                self._beside.run(weights, check, self._absorb_copies)
+            else:
+                self._take(weights, fresh)
+            if weights is read:
+                self._reader.accept()
+            else:
+                self._reader.forget()
 
     @final
     @torch.no_grad()
@@ -143,22 +152,18 @@ class Averager(ABC):
         Raises:
             RuntimeError: the averager already holds weights.
         """
-        if self._slots:
-            raise RuntimeError(f"{type(self).__name__} already holds {self.count} updates: allocate a new one")
-        weights = named_tensors(model_or_weights, self._reader, self.select)
-        check_real(weights)
-        self._slots = self._make_slots(weights)
+        with self._lock:
+            if self._slots:
+                raise RuntimeError(f"{type(self).__name__} already holds {self.count} updates: allocate a new one")
+            weights, _ = self._reader.read(model_or_weights, self.select)
+            check_kinds(weights)
+            self._kept, self._codes = self._make_slots(weights), codes_of(weights)
 
     @property
     def count(self) -> int:
         """How many updates the averager has taken."""
         self._settle()
         return self._updates
-
-    @count.setter
-    def count(self, count: int) -> None:
-        self._settle()
-        self._updates = count
 
     @final
     def bytes_per_parameter(self, dtype: torch.dtype = torch.float32) -> int:
@@ -180,8 +185,9 @@ class Averager(ABC):
 
         `torch.load(weights_only=True)`, `torch.distributed.checkpoint` and `lowland.save` all hold it.
         """
-        state = self._views()
-        return {**state, "slots": {slot: clone_of(tensors) for slot, tensors in state["slots"].items()}}
+        with self._lock:
+            state = self._views()
+            return {**state, "slots": {slot: clone_of(tensors) for slot, tensors in state["slots"].items()}}
 
     @final
     @torch.no_grad()
@@ -198,24 +204,32 @@ class Averager(ABC):
 
     def _adopt(self, state: Mapping[str, Any], *, copy: bool = False) -> None:
         """Take a state; without `copy` its tensors are ours from now on, where device and placement allow."""
-        self._check_kind(state)
-        count, slots = state["count"], state["slots"]
-        if not isinstance(count, int) or count < 0:
-            raise ValueError(f"the state's count must be a whole number >= 0, got {count!r}")
-        if slots:
-            own = list(self._allocate({"parameter": torch.empty(1, device="meta")}))
-            if set(slots) != set(own):
-                raise ValueError(f"the state has the slots {sorted(slots)}, wanted {sorted(own)}: another version's")
-        if self._slots and slots:
-            what = f"of {type(self).__name__}"
-            slots = {s: fitting(own, slots[s], f"loading the slot {s!r} {what}") for s, own in self._slots.items()}
-        taken = {
-            slot: {name: kept_on(self.device, tensor, copy) for name, tensor in tensors.items()}
-            for slot, tensors in slots.items()
-        }
-        # First of the three, as a method may refuse damaged scalars.
-        self._set_scalars(dict(state.get("scalars", {})))
-        self._slots, self.count = taken, count
+        with self._lock:
+            self._settle()
+            self._check_kind(state)
+            check_tensors(state["slots"])
+            count, slots = whole("the state's count", state["count"], 0, 2**62), state["slots"]
+            if count and not slots:
+                raise ValueError(f"the state counts {count} updates and holds no tensor: it is damaged")
+            wanted = self._slot_count()
+            if slots and wanted is not None and len(slots) != wanted:
+                raise ValueError(f"the state has {len(slots)} slots, wanted {wanted}: another version's")
+            if self._kept and slots:
+                what = f"of {type(self).__name__}"
+                if set(slots) != set(self._kept):
+                    raise ValueError(f"the state has the slots {sorted(slots)}, wanted {sorted(self._kept)}")
+                slots = {s: fitting(own, slots[s], f"loading the slot {s!r} {what}") for s, own in self._kept.items()}
+            taken = {
+                slot: {name: kept_on(self.device, tensor, copy) for name, tensor in tensors.items()}
+                for slot, tensors in slots.items()
+            }
+            if taken:
+                check_slots(taken, self._allocate)
+            # First of all, as a method may refuse damaged scalars.
+            self._set_scalars(dict(state.get("scalars", {})))
+            self._kept, self._updates, self._bounded = taken, count, False
+            self._codes = codes_of(next(iter(taken.values()), {}))
+            self._reader.forget()
 
     def __repr__(self) -> str:
         shown = {**self.settings, "select": select_name(self.select)}
@@ -224,13 +238,18 @@ class Averager(ABC):
         if not self.check_finite:
             shown["check_finite"] = False
         inside = ", ".join(f"{key}={value}" for key, value in shown.items())
-        if self._background is not None:
-            self._background.wait()  # a refused iterate is no reason for a repr to raise
+        self._beside.wait()  # a refused iterate is no reason for a repr to raise
         return f"{type(self).__name__}({inside}) after {self._updates} updates"
 
     def __getstate__(self) -> dict[str, Any]:
-        self._settle()
-        return {**self.__dict__, "_background": None, "_snapshots": None, "_passes": Passes(), "_reader": Reader()}
+        with self._lock:
+            self._settle()
+            own = {"_passes", "_reader", "_beside", "_lock"}
+            return {key: value for key, value in self.__dict__.items() if key not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._make_tools()
 
     # Private helpers.
 
@@ -239,29 +258,40 @@ class Averager(ABC):
         self._settle()
         return self._kept
 
-    @_slots.setter
-    def _slots(self, slots: dict[str, Slot]) -> None:
-        self._settle()
-        self._kept = slots
-
     def _settle(self) -> None:
         """Wait for an update under way and raise what it raised; in the thread that makes it, do nothing."""
-        if self._background is not None:
-            self._background.join()
+        self._beside.join()
 
-    def _wants_to_run_beside(self, weights: Slot) -> bool:
-        if not self._may_run_beside or self._run_beside is not None:
-            return self._may_run_beside and bool(self._run_beside)
-        on_cpu = self.device is not None and self.device.type == "cpu"
-        return on_cpu and any(tensor.is_cuda for tensor in weights.values())
+    def _read(self, model_or_weights: nn.Module | Weights) -> tuple[Slot, bool]:
+        try:
+            return self._reader.read(model_or_weights, self.select)
+        except ValueError:
+            if not self._kept or not isinstance(model_or_weights, nn.Module):
+                raise
+            return {}, False  # nothing is selected any more: the names held are looked for
 
-    @torch.no_grad()
-    def _absorb_beside(self, snapshot: background.Snapshot, check: bool) -> None:
-        if check:
-            with snapshot.beside():
-                name = first_nonfinite(snapshot.copies)
-            self._refuse(name, {})
-        self._count_and_absorb(snapshot.fetch())
+    def _admitted(self, model_or_weights: nn.Module | Weights, weights: Slot) -> Slot:
+        """Check weights that do not lie as those of the last update; return those of the names held."""
+        if not self._kept:
+            check_kinds(weights)
+            return weights
+        what, own = f"update of {type(self).__name__}", self._like()
+        if isinstance(model_or_weights, nn.Module) and own.keys() != weights.keys():
+            weights = since_the_first(model_or_weights, own, weights, what)
+        check_kinds(weights)
+        check_same(own, weights, what=what)
+        check_same_placements(own, weights, what=what)
+        return weights
+
+    def _take(self, weights: Slot, fresh: bool) -> None:
+        if fresh:
+            self._kept, self._codes, self._bounded = self._make_slots(weights), codes_of(weights), False
+        try:
+            self._count_and_absorb(weights)
+        except BaseException:
+            if fresh:
+                self._kept, self._codes = {}, []
+            raise
 
     def _count_and_absorb(self, weights: Slot) -> None:
         self._updates += 1
@@ -271,18 +301,58 @@ class Averager(ABC):
             self._updates -= 1
             raise
 
-    def _refuse(self, name: str | None, weights: Slot) -> None:
+    # The two halves of an update beside the step, on the device and on the CPU, in the thread that makes it.
+
+    def _check_copies(self, copies: Slot) -> None:
+        self._refuse(first_nonfinite(copies, self._room), {}, copies)
+
+    @torch.no_grad()
+    def _absorb_copies(self, copies: Slot, same: bool) -> None:
+        self._passes.expect(copies, same)
+        if self.check_finite and self._updates:
+            self._check_held()
+        self._count_and_absorb(copies)
+
+    def _check_numbers(self, weights: Slot, same: bool) -> None:
+        """Refuse an iterate with a number that is not finite, or that leaves no room beside those that are held."""
+        room = FINITE if not self._updates and self._room == MEAN else self._room
+        self._refuse(self._passes.first_nonfinite(weights, room), {} if same else weights, weights)
+        if self._updates:
+            self._check_held()
+
+    def _check_held(self) -> None:
+        """The same of what is held, once: after the first update, and after loading."""
+        if not self._bounded:
+            held = self._like()
+            name = first_nonfinite({name: local(tensor) for name, tensor in held.items()}, self._room)
+            self._refuse(name, held, held, "the average itself is of no use, and this iterate is refused")
+            self._bounded = True
+
+    def _refuse(
+        self,
+        name: str | None,
+        shared: Slot,
+        weights: Slot,
+        what: str = "this iterate is refused and the average unchanged",
+    ) -> None:
         """Raise if a tensor's name is given, here or on another rank that holds shards of the same tensors."""
-        if not anywhere(name is not None, weights):
+        if not anywhere(name is not None, shared):
             return
-        what = "a tensor, on another rank," if name is None else name
+        seen = "a value that is not finite"
+        if name is not None and bool((tensor := local(weights[name])).isfinite().all()):
+            size, most = float(tensor.abs().max()), limit(tensor.dtype, self._room)
+            seen = f"a value of size {size:.3g}, beyond {most:.3g}, where sums no longer fit {tensor.dtype}"
         raise ValueError(
-            f"{what} holds a value that is not finite: this iterate is refused and {type(self).__name__} is "
-            "unchanged; lower the learning rate or clip gradients, or pass check_finite=False to average it"
+            f"{'a tensor, on another rank,' if name is None else name} holds {seen}: {what}; "
+            "lower the learning rate or clip gradients, or pass check_finite=False to average it"
         )
 
     def _make_slots(self, weights: Slot) -> dict[str, Slot]:
         return allocated(weights, self._allocate, self.device)
+
+    def _slot_count(self) -> int | None:
+        """How many slots `_allocate` makes, where that depends on the settings: a state may claim any number."""
+        return None
 
     def _check_kind(self, state: Mapping[str, Any]) -> None:
         """Refuse a state of another class or made under other hyper-parameters; its tensors are not looked at."""

@@ -7,23 +7,88 @@ first is waited for. `join` ends the wait for the others, and raises what the jo
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..weights.shards import local
+from .reader import Reader
+
+
+def pays(device: torch.device | None, weights: Mapping[str, Tensor]) -> bool:
+    """Say whether an update is worth running beside the step: weights on CUDA, averaged on the CPU.
+
+    >>> pays(torch.device("cpu"), {"w": torch.zeros(1)})
+    False
+    """
+    return device is not None and device.type == "cpu" and any(tensor.is_cuda for tensor in weights.values())
+
+
+class Beside:
+    """Updates of one averager beside the training step, one at a time.
+
+    >>> beside, seen = Beside(), []
+    >>> beside.run({"w": torch.ones(1)}, None, lambda copies, same: seen.append(copies))
+    >>> beside.join()
+    >>> seen
+    [{'w': tensor([1.])}]
+    """
+
+    def __init__(self) -> None:
+        self._jobs: Background | None = None
+        self._snapshots = Snapshots()
+        self._reader = Reader()
+
+    def run(
+        self,
+        weights: Mapping[str, Tensor],
+        check: Callable[[dict[str, Tensor]], None] | None,
+        absorb: Callable[[dict[str, Tensor], bool], None],
+    ) -> None:
+        """Copy the weights where they are and return; `check` then looks at the copies, and `absorb` takes them.
+
+        Args:
+            absorb: gets the copies on the CPU, and whether they lie in the memory of the last time.
+        """
+        snapshot = self._snapshots.take(weights)
+
+        def job() -> None:
+            if check is not None:
+                with snapshot.beside():
+                    check(snapshot.copies)
+            copies, same = self._reader.read(snapshot.fetch())
+            absorb(copies, same)
+            self._reader.accept()
+
+        self._jobs = self._jobs or Background()
+        self._jobs.submit(job)
+
+    def join(self) -> None:
+        """Wait for the update under way. What it raised is raised here, once; in its own thread this does nothing."""
+        if self._jobs is not None:
+            self._jobs.join()
+
+    def wait(self) -> None:
+        """Wait for the update under way; what it raised is kept for the next `join`."""
+        if self._jobs is not None:
+            self._jobs.wait()
 
 
 class Background:
     """At most one job under way, in a worker thread that ends with this object or with the interpreter.
 
-    Before a fork every job is finished, since the child has no worker: it starts a new one at its first job.
+    Before a fork every job is finished, since the child has no worker: it starts a new one at its first job. What a job
+    raised and nobody asked for is printed when the interpreter ends.
 
     >>> background, done = Background(), []
     >>> background.submit(lambda: done.append(1))
@@ -36,6 +101,7 @@ class Background:
         self._executor: ThreadPoolExecutor | None = None
         self._job: Future[None] | None = None
         self._worker: int | None = None
+        self._number = next(_numbers)
         _all.add(self)
 
     def submit(self, job: Callable[[], None]) -> None:
@@ -54,6 +120,7 @@ class Background:
         if self._job is job:
             self._job = None
         if error is not None:
+            _unread.pop(self._number, None)
             raise error
 
     def wait(self) -> None:
@@ -66,6 +133,9 @@ class Background:
         self._worker = threading.get_ident()
         try:
             job()
+        except BaseException as error:
+            _unread[self._number] = f"{type(error).__name__}: {error}"
+            raise
         finally:
             self._worker = None
 
@@ -152,6 +222,22 @@ class Snapshot:
 
 
 _all: weakref.WeakSet[Background] = weakref.WeakSet()
+_numbers = itertools.count()
+_unread: dict[int, str] = {}  # what jobs raised that nobody has asked for
+_locked: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def own_lock(owner: Any) -> threading.RLock:
+    """Return a lock for `owner` to keep under `_lock`; a forked child gets another, as no thread could release it.
+
+    >>> class Owner:
+    ...     def __init__(self):
+    ...         self._lock = own_lock(self)
+    >>> with Owner()._lock:
+    ...     pass
+    """
+    _locked.add(owner)
+    return threading.RLock()
 
 
 def _finish_all() -> None:
@@ -162,7 +248,17 @@ def _finish_all() -> None:
 def _forget_all() -> None:
     for background in list(_all):
         background._forget_the_worker()
+    for owner in list(_locked):
+        owner._lock = threading.RLock()
+    _unread.clear()
 
 
+def _tell() -> None:
+    _finish_all()
+    for error in _unread.values():
+        sys.stderr.write(f"lowland: an update beside the step failed and nobody asked for it since: {error}\n")
+
+
+atexit.register(_tell)
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(before=_finish_all, after_in_child=_forget_all)

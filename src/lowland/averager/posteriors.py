@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from ..arguments import check_generator, whole
 from ..weights.named import Weights
 from .averager import Averager
 from .kinds import Kinds
@@ -81,13 +82,9 @@ def check_draws(samples: object, generator: object) -> None:
     ...
     ValueError: samples must be a whole number of at least 1, got 0
     """
-    if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
-        raise ValueError(f"samples must be a whole number of at least 1, got {samples!r}")
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise ValueError(
-            f"generator must be a torch.Generator, got {type(generator).__name__}: "
-            "pass torch.Generator().manual_seed(seed)"
-        )
+    if samples is not None:
+        whole("samples", samples, 1)
+    check_generator(generator)
 
 
 def shuffled(count: int, samples: int, generator: torch.Generator | None) -> list[int]:

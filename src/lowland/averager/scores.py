@@ -50,7 +50,7 @@ def judge_each(score: EachScore, weights: Weights, what: str) -> Tensor:
     tensor([1., 0., 1.], dtype=torch.float64)
     """
     try:
-        values = torch.as_tensor(score(clone_of(weights))).detach().to("cpu", torch.float64)
+        values = torch.as_tensor(score(clone_of(weights)), device="cpu").detach().to(torch.float64)
     except Exception as error:
         raise RuntimeError(
             f"the score of {what} failed with {type(error).__name__}: {error}; nothing is changed: here a score takes "

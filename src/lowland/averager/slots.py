@@ -6,28 +6,91 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..weights.named import check_same
+from ..weights.selection import constrained
 from ..weights.shards import check_placements, check_same_placements, is_sharded, like, local, part_of
 
 Slot = dict[str, Tensor]
 Settings = dict[str, Any]
 
 
-def check_real(weights: Slot) -> None:
-    """Refuse complex tensors, shards that are partial sums, and names that are no texts.
+FEW = 16  # integers: counters are fewer than that, codes of a quantised weight are more
+_CODES = {torch.int8, torch.uint8, torch.int16, torch.int32, torch.uint16, torch.uint32}
+
+
+def check_kinds(weights: Slot) -> None:
+    """Refuse tensors that cannot be averaged, and shards that are partial sums.
 
     Raises:
-        ValueError: there are some; the message names them.
+        ValueError: there are some; the message names them, their kind, and what to do.
+
+    >>> check_kinds({"w": torch.zeros(2)})
+    >>> check_kinds({"w": torch.zeros(2, dtype=torch.complex64)})
+    Traceback (most recent call last):
+    ...
+    ValueError: ['w'] are complex: pass torch.view_as_real of them, or leave them out with select=
     """
-    unnamed = [name for name in weights if not isinstance(name, str)]
-    if unnamed:
-        raise ValueError(f"names of tensors must be texts, got {unnamed[:5]}: pass model.state_dict() or the like")
+    found: dict[str, list[str]] = {}
+    for name, tensor in weights.items():
+        kind = _unfit(tensor)
+        if kind is not None:
+            found.setdefault(kind, []).append(name)
+    for kind, names in found.items():
+        raise ValueError(f"{names[:5]} are {kind}, or leave them out with select=")
+    vectors = constrained(weights)
+    if vectors:
+        raise ValueError(
+            f"{vectors[:5]} are unit vectors that spectral norm keeps, whose average is none: leave them out with "
+            "select=, and run a forward pass in train mode with the average in the model, which estimates them anew"
+        )
     check_placements(weights)
-    complex_ones = [name for name, tensor in weights.items() if tensor.is_complex()]
-    if complex_ones:
-        raise ValueError(f"{complex_ones[:5]} are complex: pass torch.view_as_real of them, or leave them out")
+
+
+def _unfit(tensor: Tensor) -> str | None:
+    if tensor.is_complex():
+        return "complex: pass torch.view_as_real of them"
+    if tensor.is_meta:
+        return "on the meta device, without values: load them first"
+    if tensor.is_quantized:
+        return f"quantised ({tensor.dtype}): pass tensor.dequantize()"
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        return f"{kind} tensors: pass dense ones"
+    if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
+        return f"of {tensor.dtype}, which means nothing without its scales: pass tensor.float() of what is dequantised"
+    if hasattr(type(tensor), "__tensor_flatten__") and not is_sharded(tensor):
+        return f"of the type {type(tensor).__name__}, whose values lie in parts: pass tensor.dequantize() of them"
+    if isinstance(tensor, nn.Parameter) and tensor.dtype in _CODES and tensor.numel() > FEW:
+        return f"parameters of {tensor.dtype}, codes of a quantised weight: dequantise them"
+    return None
+
+
+_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
+
+def codes_of(weights: Slot) -> list[str]:
+    """Return the names of tensors that may be codes of a quantised weight: many small integers.
+
+    >>> codes_of({"w": torch.zeros(64, dtype=torch.int8), "steps": torch.tensor(3), "floats": torch.zeros(64)})
+    ['w']
+    """
+    return [name for name, tensor in weights.items() if tensor.dtype in _CODES and tensor.numel() > FEW]
+
+
+def check_codes(names: list[str], held: Slot, weights: Slot) -> None:
+    """Refuse integers that changed since they were taken: beside averaged scales they would mean other weights.
+
+    Raises:
+        ValueError: some changed; the message names them.
+    """
+    changed = [n for n in names if not torch.equal(local(held[n]), local(weights[n]).to(local(held[n]).device))]
+    if changed:
+        raise ValueError(
+            f"{changed[:5]} hold integers that changed since the last update: codes of a quantised weight have no "
+            "average; pass dequantised weights, or leave them out with select="
+        )
 
 
 def allocated(
@@ -76,6 +139,57 @@ def kept_on(device: torch.device | None, tensor: Tensor, copy: bool) -> Tensor:
     return like(shard.clone() if copy else shard, tensor)
 
 
+def check_tensors(slots: object) -> None:
+    """Refuse what is no mapping from slots to mappings from names to tensors.
+
+    Raises:
+        ValueError: so it is; the message names the slot.
+
+    >>> check_tensors({"mean": {"w": torch.zeros(2)}})
+    """
+    if not isinstance(slots, Mapping):
+        raise ValueError(f"the state's slots must be a mapping, got a {type(slots).__name__}")
+    for slot, tensors in slots.items():
+        if not isinstance(tensors, Mapping) or not tensors:
+            raise ValueError(f"the slot {slot!r} must map names to tensors, got {type(tensors).__name__}")
+
+
+def check_slots(slots: dict[str, Slot], allocate: Callable[[Slot], dict[str, Slot]]) -> None:
+    """Refuse slots that are not what `allocate` makes for tensors like those of the first: compiled loops walk them.
+
+    Raises:
+        ValueError: a slot, a name, a shape, a dtype or a device differs; the message names the tensor.
+
+    >>> check_slots({"mean": {"w": torch.zeros(2)}}, lambda like: {"mean": like})
+    """
+    first = next(iter(slots.values()))
+    for slot, tensors in slots.items():
+        if set(tensors) != set(first):
+            raise ValueError(f"the slot {slot!r} names {sorted(tensors)[:5]}, the others {sorted(first)[:5]}")
+        for name, tensor in tensors.items():
+            own, one = local(tensor), local(first[name])
+            if own.layout != torch.strided or own.device != one.device:
+                raise ValueError(f"{slot}/{name} is {own.layout} on {own.device}, wanted torch.strided on {one.device}")
+        unfit = [name for name, tensor in tensors.items() if not tensor.is_meta and _unfit(local(tensor))]
+        if unfit or any(tensor.is_complex() for tensor in tensors.values()):
+            raise ValueError(f"the slot {slot!r} holds {unfit[:5]}, which cannot be averaged: the state is damaged")
+    shapes = {name: torch.empty_like(local(tensor), device="meta") for name, tensor in first.items()}
+    try:
+        wanted = allocate(shapes)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise ValueError(f"no state has such tensors ({error})") from None
+    if set(wanted) != set(slots):
+        raise ValueError(f"the state has the slots {sorted(slots)}, wanted {sorted(wanted)}: another version's")
+    for slot, tensors in slots.items():
+        for name, tensor in tensors.items():
+            own, like = local(tensor), wanted[slot][name]
+            if own.dtype != like.dtype or own.shape != like.shape:
+                raise ValueError(
+                    f"{slot}/{name} is {own.dtype} of shape {tuple(own.shape)}, the settings say {like.dtype} of shape "
+                    f"{tuple(like.shape)}: the state is damaged"
+                )
+
+
 def check_state(state: Mapping[str, Any], kind: str, settings: Settings) -> None:
     """Refuse a state of another class or made under other hyper-parameters; its tensors are not looked at.
 
@@ -87,12 +201,16 @@ def check_state(state: Mapping[str, Any], kind: str, settings: Settings) -> None
     ...
     ValueError: the state is of a SWA, got a EMA to load it
     """
+    if not isinstance(state, Mapping):
+        raise ValueError(f"this is no averager's state but a {type(state).__name__}: pass what state_dict() returned")
     missing = [key for key in ("class", "count", "settings", "slots") if key not in state]
     if missing:
         raise ValueError(f"this is no averager's state: it lacks {missing}; pass what state_dict() returned")
     if state["class"] != kind:
         raise ValueError(f"the state is of a {state['class']}, got a {kind} to load it")
     saved = state["settings"]
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"the state's settings must be a mapping, got {saved!r}: pass what state_dict() returned")
     differ = [
         f"{key} (state {saved.get(key)!r}, here {settings.get(key)!r})"
         for key in {**settings, **saved}

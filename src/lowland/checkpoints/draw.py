@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..averager.averager import KINDS
 from ..averager.posteriors import Posterior, check_draws, draws
+from ..files.replacing import put
 from ..files.state import load
 from ..weights.named import Weights, bare_name, check_same
 from .account import Account
@@ -111,9 +112,7 @@ def _staged(target: Path) -> Iterator[Path]:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         try:
             yield folder
-            if target.exists():
-                target.rmdir()
-            os.rename(folder, target)
+            put(folder, target)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     finally:

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from ..files.replacing import flush
+from ..files.replacing import flush, put
+from ..files.replacing import write_bytes as durable
 from .layout import DTYPE_NAMES, Stored, is_file_name
 from .streaming import Place
 from .torchfiles import mend_checksums, write_torch_skeleton
@@ -136,7 +137,7 @@ class Assembly:
         offsets = write_torch_skeleton(skeleton, tensors, ties, under, carried)
         if not (path.exists() and path.stat().st_size == skeleton.stat().st_size):
             self._forget()
-            os.replace(skeleton, path)
+            put(skeleton, path)
         shutil.rmtree(self.path("lowland-skeleton"))
         self.files.append(path)
         self._mend.append(path)
@@ -191,15 +192,12 @@ class Assembly:
             (self.part / _PLAN).unlink()
             (self.part / _JOURNAL).unlink()
             flush(self.part)
-            if self.target.exists():
-                self.target.rmdir()  # check_target saw that it is empty
-            os.rename(self.part, self.target)
+            put(self.part, self.target)  # check_target saw that there is none, or an empty one
         else:
             if record is not None:
                 durable(record_of(self.target), (json.dumps(record, indent=2) + "\n").encode())
-            os.rename(self.part / self.target.name, self.target)
+            put(self.part / self.target.name, self.target)
             shutil.rmtree(self.part)
-        flush(self.target.parent)
 
 
 def record_of(target: Path) -> Path:
@@ -247,14 +245,6 @@ def check_room(folder: Path, wanted: int, held: int = 0) -> None:
             f"cannot write into {folder}: {wanted / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; make room "
             "or choose another disk"
         )
-
-
-def durable(path: Path, content: bytes) -> None:
-    """Write a small file under another name, flush it and rename it."""
-    part = path.with_name(f"{path.name}.new")
-    part.write_bytes(content)
-    flush(part)
-    os.replace(part, path)
 
 
 def sizes(tensors: Mapping[str, Stored], names: Iterable[str], types: Mapping[str, torch.dtype]) -> dict[str, Any]:

@@ -44,15 +44,15 @@ class Scorer:
         Raises:
             RuntimeError: the command failed, or printed no number.
         """
+        from ..files.replacing import write_bytes
+
         key = json.dumps([self.words, [self.plan.settings["inputs"][place] for place in members]])
         if key not in self.scores:
             chosen = [self.plan.checkpoints[place] for place in members]
             value = ask(self.words, chosen[0].path) if len(members) == 1 else self._candidate(members)
             self.folder.mkdir(exist_ok=True)
             self.scores[key] = value
-            part = self.file.with_suffix(".new")
-            part.write_text(json.dumps(self.scores))
-            part.replace(self.file)
+            write_bytes(self.file, json.dumps(self.scores).encode())
             names = " + ".join(checkpoint.path.name for checkpoint in chosen)
             screen.err.print(f"{value:.6g}  {names}", highlight=False, markup=False)
         return self.sign * self.scores[key]

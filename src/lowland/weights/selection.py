@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ Score = Callable[[Weights], float]
 
 _WRAPPER_PREFIXES = frozenset({"module", "_orig_mod"})
 # What torch.compile, activation checkpointing and FSDP1 insert at any depth; no names that a user gives.
-_TRANSPARENT = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+TRANSPARENT = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 
 
 def parameters(name: str, tensor: Tensor) -> bool:
@@ -73,7 +73,7 @@ def matching(pattern: str) -> Select:
     """
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"matching wants a regular expression, got {pattern!r} ({error})") from None
     return _Matching(pattern)
 
@@ -89,7 +89,7 @@ class _Listed:
         return f"{len(self.names)} listed names"
 
 
-def select_from(name: str, tensors: Weights) -> Select:
+def select_from(name: object, tensors: Weights) -> Select:
     """Return the predicate that a state file calls `name`; an unknown one selects exactly the names of `tensors`.
 
     >>> import torch
@@ -98,12 +98,68 @@ def select_from(name: str, tensors: Weights) -> Select:
     >>> select_from("my_own_function", {"w": torch.zeros(1)})("w", torch.zeros(1))
     True
     """
+    if not isinstance(name, str):
+        raise ValueError(f"a selection is called by a text, got {name!r}")
     known: dict[str, Select] = {"parameters": parameters, "trainable": trainable, "floating": floating}
     if name in known:
         return known[name]
     if name.startswith("matching(") and name.endswith(")"):
-        return matching(ast.literal_eval(name.removeprefix("matching(").removesuffix(")")))
+        try:
+            pattern = ast.literal_eval(name.removeprefix("matching(").removesuffix(")"))
+        except (SyntaxError, RecursionError, MemoryError, ValueError):
+            pattern = None
+        if not isinstance(pattern, str):
+            raise ValueError(f"a selection is written as matching('a regular expression'), got {name[:80]}")
+        return matching(pattern)
     return _Listed(frozenset(tensors))
+
+
+def constrained(names: Iterable[str]) -> list[str]:
+    """Return those of a model's names that hold the unit vectors of spectral norm: an average of such has no meaning.
+
+    The vectors estimate a singular pair of the weight beside them, and follow from it.
+
+    >>> constrained(["0.weight_orig", "0.weight_u", "0.weight_v", "1.weight_u"])
+    ['0.weight_u', '0.weight_v']
+    """
+    known = set(names)
+    return [name for name in names if (match := _VECTOR.fullmatch(name)) and _is_vector(match, known)]
+
+
+_VECTOR = re.compile(r"(?P<new>(?:.*\.)?parametrizations\..+)\.\d+\._[uv]|(?P<old>.*)_[uv]", re.DOTALL)
+
+
+def _is_vector(match: re.Match[str], known: set[str]) -> bool:
+    wanted = f"{match['new']}.original" if match["new"] else f"{match['old']}_orig"
+    return wanted in known
+
+
+_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+# Wrappers of other packages that call the model `module`, and torch's own that need not be imported.
+_WRAPPER_NAMES = {
+    "AveragedModel",
+    "DeepSpeedEngine",
+    "DistributedDataParallel",
+    "Float16Module",
+    "FullyShardedDataParallel",
+    "PipelineEngine",
+    "ShardedDataParallel",
+}
+
+
+def wrapped_as(module: nn.Module) -> str | None:
+    """Return under which name a wrapper holds the model, or None for a module that is no wrapper.
+
+    A wrapper is one of the known types, or has nothing but its `module`: then no name can meet another.
+
+    >>> wrapped_as(nn.Linear(1, 1)), wrapped_as(nn.DataParallel(nn.Linear(1, 1)))
+    (None, 'module')
+    """
+    if not isinstance(module._modules.get("module"), nn.Module):
+        return None
+    alone = len(module._modules) == 1 and not module._parameters and not module._buffers
+    known = isinstance(module, _WRAPPERS) or any(kind.__name__ in _WRAPPER_NAMES for kind in type(module).__mro__)
+    return "module" if (alone and not isinstance(module, nn.ModuleDict)) or known else None
 
 
 def bare_name(name: str) -> str:
@@ -118,7 +174,7 @@ def bare_name(name: str) -> str:
     parts = name.split(".")
     while len(parts) > 1 and parts[0] in _WRAPPER_PREFIXES:
         parts = parts[1:]
-    return ".".join(part for part in parts if part not in _TRANSPARENT)
+    return ".".join(part for part in parts if part not in TRANSPARENT)
 
 
 def select_name(select: Select) -> str:

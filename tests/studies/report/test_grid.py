@@ -1,5 +1,6 @@
 """The page of a grid study, and what it refuses."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ pytest.importorskip("scipy", reason="the statistics of a study need scipy")
 
 from lowland.studies import report
 from lowland.studies.grid import run_grid
+from lowland.studies.report.grid_page import ShownKind
 
 from ...chromium import Browser, executable
 from ..toy_grid import KIND, ToyStudy, build, cells, run_cell
@@ -48,6 +50,17 @@ def test_a_missing_and_a_broken_file_are_named(folder: Path) -> None:
     (folder / "metrics.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"metrics\.json is missing"):
         report.write(folder)
+
+
+def test_the_page_reads_what_a_study_says_of_itself() -> None:
+    """Page and studies share no code, only this: what one writes the other reads, field by field."""
+    shown = ShownKind.of(json.loads(json.dumps(KIND.plain())))
+    for field in dataclasses.fields(ShownKind):
+        if field.name != "metrics":
+            value = getattr(KIND, field.name)
+            assert getattr(shown, field.name) == (list(value) if isinstance(value, tuple) else value), field.name
+    assert [dataclasses.asdict(one) for one in shown.metrics] == [dataclasses.asdict(one) for one in KIND.metrics]
+    assert shown.main.key == KIND.main.key
 
 
 @pytest.mark.browser

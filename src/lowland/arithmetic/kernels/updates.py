@@ -10,6 +10,7 @@ it by themselves. Multiply and add are fused as torch's own kernels fuse them.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -248,14 +249,25 @@ def absorb(
         _absorb(mode, kind, length, weights, mean + 4 * start, base + 4 * start, ring, rate, factor)
 
 
+def field(kind: int, size: float) -> int:
+    """Return the exponent field that numbers of `size`, a power of two or infinity, have in this kind of weights.
+
+    >>> hex(field(FLOAT32, 1.0)), hex(field(BFLOAT16, float("inf")))
+    ('0x3f800000', '0x7f80')
+    """
+    if math.isinf(size):
+        return EXPONENTS[kind]
+    bias, shift = ((127, 23), (127, 7), (15, 10))[kind]
+    return min(EXPONENTS[kind], (math.frexp(size)[1] - 1 + bias) << shift)
+
+
 @njit(cache=True, nogil=True)
-def first_bad(first: int, last: int, blocks: Any, tensors: Any) -> int:
-    """Return the row of the first tensor in blocks first..last-1 that holds a NaN or an infinity, or -1."""
+def first_bad(first: int, last: int, blocks: Any, tensors: Any, fields: tuple[int, int, int]) -> int:
+    """Return the row of the first tensor in blocks first..last-1 with a number of its kind's field or more, or -1."""
     for number in range(first, last):
         row, start, length = blocks[number]
         kind = tensors[row, 0]
         address = tensors[row, 1] + start * (4 if kind == FLOAT32 else 2)
-        full = 0x7F800000 if kind == FLOAT32 else 0x7F80 if kind == BFLOAT16 else 0x7C00
-        if _extreme(kind, length, address) == full:
+        if _extreme(kind, length, address) >= fields[kind]:
             return int(row)
     return -1

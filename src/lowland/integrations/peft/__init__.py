@@ -7,7 +7,6 @@ from .folders import check_method as check_method
 from .folders import check_saved as check_saved
 from .folders import held_names as held_names
 from .folders import read_adapter as read_adapter
-from .folders import replace_folder as replace_folder
 from .folders import saved_config as saved_config
 from .folders import saved_keys as saved_keys
 from .folders import write_adapter as write_adapter

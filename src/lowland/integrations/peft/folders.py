@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ...files.replacing import umask
+from ...files.replacing import replacing_folder
 from ...weights.named import Weights, applied, bare_name, check_same, weights_of
 from .scales import rescaled
 
@@ -164,22 +162,10 @@ def write_folder(state: Mapping[str, Tensor], config: PeftConfig, folder: str | 
     if target.exists() and not (target / CONFIG_FILE).exists():
         raise OSError(f"{target} exists and is no adapter folder: name another one")
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
+    with replacing_folder(target) as part:
         save_file(dict(state), part / WEIGHTS_FILE, metadata={"format": "pt"})
         config.save_pretrained(str(part))
-        part.chmod(0o777 & ~umask())
-        replace_folder(part, target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return target
-
-
-def replace_folder(part: Path, target: Path) -> None:
-    """Put the finished folder `part` where `target` is, or is not yet."""
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(part, target)
 
 
 def read_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, Tensor]:

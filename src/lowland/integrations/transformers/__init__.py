@@ -1,4 +1,5 @@
-"""Transformers: averages in the Trainer."""
+"""Transformers: averages in the Trainer, and teachers that are averages."""
 
 from .callback import AveragingCallback as AveragingCallback
-from .trainer import last_checkpoint as last_checkpoint
+from .callback import last_checkpoint as last_checkpoint
+from .teacher import TeacherCallback as TeacherCallback

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +27,7 @@ from torch import Tensor, nn
 
 from ...averager.averager import Averager
 from ...batchnorm.refresh import refresh_bn
+from ...files.replacing import put
 from ...weights.named import applied, bare_name, copy_to
 from ...weights.running import unwrapped
 from ..collecting import Choice
@@ -212,7 +211,7 @@ class AveragingCallback(TrainerCallback):
             refuse_to_wait(evaluations(args, state, per_epoch), self._schedule)
         if self._undo is not None:
             self._undo()
-        self._undo = stand_before(trainer, self._evaluated, self._write, self._stopped)
+        self._undo = stand_before(trainer, self._write, evaluate=self._evaluated, stopped=self._stopped)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Collect, if it is time."""
@@ -322,7 +321,6 @@ class AveragingCallback(TrainerCallback):
             if args.should_save:
                 if is_peft(self._model):
                     flatten(part, self._model)
-                shutil.rmtree(target, ignore_errors=True)
-                os.replace(part, target)
+                put(part, target)
         if args.should_save and not args.save_only_model:
             write_state(self.averager, self._schedule, self._due, self._trainer.state.global_step, checkpoint)

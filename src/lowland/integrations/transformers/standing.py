@@ -15,11 +15,17 @@ from typing import Any
 Evaluate = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
+def as_it_is(evaluate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Evaluate as the Trainer does."""
+    return evaluate(*args, **kwargs)
+
+
 def stand_before(
     trainer: Any,
-    evaluate: Evaluate,
     written: Callable[[Path, Callable[..., None]], None],
-    stopped: Callable[[], None],
+    *,
+    evaluate: Evaluate = as_it_is,
+    stopped: Callable[[], None] = lambda: None,
 ) -> Callable[[], None]:
     """Hand evaluations to `evaluate`, call `written` inside each checkpoint, `stopped` at Ctrl-C; return the undoing.
 
@@ -27,16 +33,17 @@ def stand_before(
     """
     before = {name: vars(trainer).get(name) for name in ("evaluate", "save_model", "training_step")}
     own_evaluate, own_save, own_step = (getattr(trainer, name) for name in before)
+    here = True  # another callback may have come to stand before us, and then we cannot leave but do nothing
 
     @functools.wraps(own_evaluate)
     def evaluating(*args: Any, **kwargs: Any) -> Any:
-        return evaluate(own_evaluate, args, kwargs)
+        return evaluate(own_evaluate, args, kwargs) if here else own_evaluate(*args, **kwargs)
 
     @functools.wraps(own_save)
     def saving(*args: Any, **kwargs: Any) -> None:
         own_save(*args, **kwargs)
         given = inspect.signature(own_save).bind(*args, **kwargs).arguments
-        if given.get("_internal_call") and given.get("output_dir") is not None:
+        if here and given.get("_internal_call") and given.get("output_dir") is not None:
             written(Path(given["output_dir"]), own_save)
 
     @functools.wraps(own_step)
@@ -44,15 +51,21 @@ def stand_before(
         try:
             return own_step(*args, **kwargs)
         except KeyboardInterrupt:
-            stopped()
+            if here:
+                stopped()
             raise
 
-    trainer.evaluate, trainer.save_model, trainer.training_step = evaluating, saving, stepping
+    ours = {"evaluate": evaluating, "save_model": saving, "training_step": stepping}
+    vars(trainer).update(ours)
 
     def undo() -> None:
+        nonlocal here
+        here = False
         for name, value in before.items():
+            if vars(trainer).get(name) is not ours[name]:
+                continue
             if value is None:
-                vars(trainer).pop(name, None)
+                del vars(trainer)[name]
             else:
                 setattr(trainer, name, value)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...averager.averager import Averager
+from ...files.replacing import put, write_bytes
 from ...files.state import load, save
 from ...weights.named import Select, Weights, copy_to
 from ..schedule import Schedule, check_resumed
@@ -64,7 +65,7 @@ def running(callback: object, attached: Any = None) -> tuple[Any, str | None]:
             return trainer, resumed
         frame = frame.f_back
     if trainer is None:
-        raise RuntimeError("AveragingCallback is called by a Trainer: pass it as callbacks=[...] of one")
+        raise RuntimeError(f"{type(callback).__name__} is called by a Trainer: pass it as callbacks=[...] of one")
     return trainer, None
 
 
@@ -73,15 +74,20 @@ def refuse(trainer: Any, callback: object, state: Any) -> None:
     others = [c for c in trainer.callback_handler.callbacks if isinstance(c, type(callback)) and c is not callback]
     if others:
         raise ValueError(f"two AveragingCallbacks would write the same {AVERAGED}/: give a Trainer one of them")
-    if getattr(trainer, "is_fsdp_enabled", False) or getattr(trainer, "is_deepspeed_enabled", False):
-        raise ValueError(
-            "AveragingCallback writes whole models and this one is sharded: update the averager in a loop of your own, "
-            "where it averages each shard beside its parameter"
-        )
+    refuse_sharded(trainer, "AveragingCallback")
     if state.is_hyper_param_search:
         raise ValueError("a search over hyper-parameters would put all trials into one average: search without it")
     if is_peft(trainer.model) and AVERAGED in trainer.model.peft_config and not state.global_step:
         raise ValueError(f"an adapter called {AVERAGED!r} would share its folder with the average: rename it")
+
+
+def refuse_sharded(trainer: Any, what: str) -> None:
+    """Refuse a model that FSDP or DeepSpeed has sharded."""
+    if getattr(trainer, "is_fsdp_enabled", False) or getattr(trainer, "is_deepspeed_enabled", False):
+        raise ValueError(
+            f"{what} writes whole models and this one is sharded: update the averager in a loop of your own, where it "
+            "averages each shard beside its parameter"
+        )
 
 
 def steps_per_epoch(loader: Any, accumulated: int) -> int | None:
@@ -166,9 +172,7 @@ def write_state(averager: Averager, plan: Schedule, waiting: bool, step: int, ch
         **{"start": plan.start, "every": plan.every, "waiting": waiting, "step": step},
         **{"updates": averager.count, "averager": repr(averager)},
     }
-    part = checkpoint / f".{SCHEDULE}.part"
-    part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, checkpoint / SCHEDULE)
+    write_bytes(checkpoint / SCHEDULE, (json.dumps(record, indent=2) + "\n").encode())
     save(averager, checkpoint / STATE)
 
 
@@ -209,7 +213,7 @@ def flatten(folder: Path, model: Any) -> None:
     inside = folder / active_adapter(model)
     if not (folder / "adapter_config.json").exists() and inside.is_dir():
         for path in list(inside.iterdir()):
-            os.replace(path, folder / path.name)
+            put(path, folder / path.name)
         inside.rmdir()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from lowland import SWAG
 from lowland.calibration import entropy
+from lowland.files.replacing import replacing_folder
 
 from ..runs.folder import write_json, write_rows
 from ..runs.randomness import stream
@@ -93,12 +92,9 @@ def write_predictions(
 
 def save_adapter(classifier: AdaptedClassifier, target: Path) -> None:
     """Write the adapter that the model holds as a folder that PEFT loads, atomically."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    classifier.model.save_pretrained(str(part))  # type: ignore[operator]
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(part, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing_folder(target) as part:
+        classifier.model.save_pretrained(str(part))  # type: ignore[operator]
 
 
 def write_histories(path: Path, histories: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:

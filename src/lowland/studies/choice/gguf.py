@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
+
+from lowland.files.replacing import replacing_folder
 
 from ..packaged import LANGUAGE_MODEL_PACKAGE, cache_folder, find_file
 
@@ -44,12 +43,7 @@ def smollm2() -> Path:
     plain = AutoModelForCausalLM.from_config(type(model.config).from_dict(settings))  # type: ignore[no-untyped-call]
     plain.load_state_dict(model.state_dict())
     home.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=home.parent, prefix=".smollm2-"))
-    try:
+    with replacing_folder(home) as scratch:
         plain.save_pretrained(str(scratch))
         tokenizer.save_pretrained(str(scratch))
-        if not home.exists():  # two processes may have been at it
-            os.replace(scratch, home)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return home

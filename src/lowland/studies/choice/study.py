@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,15 @@ from lowland.weights import clone_of
 from ..adapters.comparison import METHODS, TRAINED, Compared, Predictions, compare
 from ..adapters.config import check_snapshots
 from ..adapters.ending import Shown, write_run, write_times
+from ..adapters.member import Material, Member, Voted
 from ..adapters.tokens import cut_sentence
 from ..runs.folder import write_json
 from ..runs.opening import begin, finished, read_configured
 from ..runs.progress import Progress, Silent
 from ..runs.randomness import own_randomness, quiet
 from .config import ChoiceStudy, from_mapping
-from .member import Material, Member, Voted
-from .questions import LETTERS, as_questions, load_splits
+from .phases import phases
+from .questions import LETTERS, Question, as_questions, load_splits
 from .scorers import adapt_scorer, load_scorer
 from .shifted import SCORES, detection, uncertainty
 
@@ -79,14 +81,25 @@ def run_choice_study(
         if torch.cuda.is_available():
             adapted.to(torch.device("cuda"))
         begin(study, folder, splits.hash, home)
-        shared = Material(study, adapted, head, train, sets, {"train": splits.train, **asked}, progress)
+        questions = {"train": splits.train, **asked}
+        shared = Material(
+            study,
+            adapted,
+            train,
+            sets,
+            sets["validation"],
+            {name: [question.answer for question in part] for name, part in questions.items()},
+            phases(study, head),
+            VARIANT_METHODS,
+            progress,
+        )
         stages = folder / "stages"
         members = [Member(i, shared, stages / f"member-{i}") for i in range(len(study.training.seeds))]
         progress.plan(sum(member.work() for member in members))
         prepared = time.perf_counter() - begun
         for member in members:
             member.run()
-        return _finish(shared, folder, members, prepared, {"notes": notes})
+        return _finish(Asked(shared, questions), folder, members, prepared, {"notes": notes})
 
 
 def read_choice_study(folder: Path) -> ChoiceStudy:
@@ -99,50 +112,66 @@ def read_choice_study(folder: Path) -> ChoiceStudy:
     return study
 
 
-def _finish(
-    shared: Material, folder: Path, members: list[Member], prepared: float, read: dict[str, Any]
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Asked:
+    """What the members were trained on and asked, with the questions themselves, of "train" and of every set."""
+
+    shared: Material
+    questions: Mapping[str, Sequence[Question]]
+
+    @property
+    def study(self) -> ChoiceStudy:
+        """The configuration."""
+        study: ChoiceStudy = self.shared.study
+        return study
+
+    def labels(self, name: str) -> list[int]:
+        """Return the right answers of a set."""
+        return list(self.shared.labels[name])
+
+
+def _finish(asked: Asked, folder: Path, members: list[Member], prepared: float, read: dict[str, Any]) -> dict[str, Any]:
     begun = time.perf_counter()
-    study = shared.study
+    study = asked.study
     found = [{key: member.predictions(key) for key in VARIANT_METHODS} for member in members]
     voted = [{key: parts for key, (parts, _) in one.items()} for one in found]
     seconds = [{key: taken for key, (_, taken) in one.items()} for one in found]
-    compared = _compared(shared, voted, "test")
-    outside = [name for name in shared.sets if name not in ("validation", "test")]
-    shifted = {name: _shifted(shared, voted, name) for name in outside}
-    names = list(LETTERS[: _width(shared, "test")])
+    compared = _compared(asked, voted, "test")
+    outside = [name for name in asked.shared.sets if name not in ("validation", "test")]
+    shifted = {name: _shifted(asked, voted, name) for name in outside}
+    names = list(LETTERS[: _width(asked, "test")])
     metrics = {
         **compared.metrics,
         "shifted": shifted,
-        "chosen": {"early_stop_epoch": [member.best_epoch(study.training.epochs) for member in members]},
-        "n_test": len(shared.sets["test"]),
-        "n_validation": len(shared.sets["validation"]),
-        "n_train": len(shared.train),
+        "chosen": {"early_stop_epoch": [member.early_epoch() for member in members]},
+        "n_test": len(asked.shared.sets["test"]),
+        "n_validation": len(asked.shared.sets["validation"]),
+        "n_train": len(asked.shared.train),
         "labels": names,
-        "chance": statistics.fmean(1 / len(question.options) for question in shared.asked["test"]),
+        "chance": statistics.fmean(1 / len(question.options) for question in asked.questions["test"]),
         **read,
     }
     shown = Shown(
-        [f"{q.text} ({'; '.join(q.options)})" for q in shared.asked["test"]],
-        shared.labels("test"),
-        shared.labels("validation"),
+        [f"{q.text} ({'; '.join(q.options)})" for q in asked.questions["test"]],
+        asked.labels("test"),
+        asked.labels("validation"),
         names,
         "last",
         torch.stack([one["swag"]["test_entropy"] for one in voted]).mean(0),
     )
-    histories = write_run(study, folder, members, shared.adapted, compared, shown)
-    write_times(study, folder, histories, seconds, sum(map(len, shared.sets.values())), prepared, begun)
+    histories = write_run(study, folder, members, asked.shared.adapted, compared, shown)
+    write_times(study, folder, histories, seconds, sum(map(len, asked.shared.sets.values())), prepared, begun)
     write_json(folder / "metrics.json", metrics)
     return metrics
 
 
-def _width(shared: Material, name: str) -> int:
-    return max(len(question.options) for question in shared.asked[name])
+def _width(asked: Asked, name: str) -> int:
+    return max(len(question.options) for question in asked.questions[name])
 
 
-def _compared(shared: Material, voted: Sequence[Mapping[str, Voted]], name: str) -> Compared:
+def _compared(asked: Asked, voted: Sequence[Mapping[str, Voted]], name: str) -> Compared:
     """All methods on one set; the temperature is always that of the validation questions."""
-    most, usual = _width(shared, name), max(_width(shared, "validation"), _width(shared, "train"))
+    most, usual = _width(asked, name), max(_width(asked, "validation"), _width(asked, "train"))
     members = [
         {
             key: Predictions(parts["validation"][:, :usual], parts[name][:, :most], parts[f"{name}_entropy"])
@@ -150,11 +179,11 @@ def _compared(shared: Material, voted: Sequence[Mapping[str, Voted]], name: str)
         }
         for one in voted
     ]
-    study = shared.study
+    study = asked.study
     return compare(
         members,
-        shared.labels("validation"),
-        shared.labels(name),
+        asked.labels("validation"),
+        asked.labels(name),
         study.evaluation,
         study.data.seed,
         trained=VARIANT_METHODS,
@@ -163,9 +192,9 @@ def _compared(shared: Material, voted: Sequence[Mapping[str, Voted]], name: str)
     )
 
 
-def _shifted(shared: Material, voted: Sequence[Mapping[str, Voted]], name: str) -> dict[str, Any]:
+def _shifted(asked: Asked, voted: Sequence[Mapping[str, Voted]], name: str) -> dict[str, Any]:
     """What changes on questions of another kind: the table, and how well uncertainty tells them from the test ones."""
-    metrics = _compared(shared, voted, name).metrics
+    metrics = _compared(asked, voted, name).metrics
     told: dict[str, Any] = {}
     for method in NINE:
         key = SEVERAL.get(method, {v: k for k, v in VARIANT_METHODS.items()}.get(method, ""))
@@ -173,25 +202,25 @@ def _shifted(shared: Material, voted: Sequence[Mapping[str, Voted]], name: str) 
             continue  # a temperature changes no order of entropies worth a row of its own
         groups = [voted] if method in OVER_MEMBERS else [[one] for one in voted]
         usable = SCORES if method in SEVERAL else SCORES[:1]  # one model agrees with itself
-        each = [_detections(shared, [one[key] for one in group], name, usable) for group in groups]
+        each = [_detections(asked, [one[key] for one in group], name, usable) for group in groups]
         told[method] = {
             score: {metric: sum(one[score][metric] for one in each) / len(each) for metric in each[0][score]}
             for score in usable
         }
     return {
-        "n": len(shared.sets[name]),
+        "n": len(asked.shared.sets[name]),
         "methods": metrics["methods"],
         "differences": metrics["differences"],
         "detection": told,
     }
 
 
-def _detections(shared: Material, group: Sequence[Voted], name: str, usable: Sequence[str]) -> dict[str, Any]:
+def _detections(asked: Asked, group: Sequence[Voted], name: str, usable: Sequence[str]) -> dict[str, Any]:
     """Detection by models averaged over a group of members."""
     scores: dict[str, dict[str, Tensor]] = {}
     for part in ("test", name):
         probs, expected, votes = (
             torch.stack([one[f"{part}{suffix}"] for one in group]).mean(0) for suffix in ("", "_entropy", "_votes")
         )
-        scores[part] = uncertainty(probs, expected, votes, [len(q.options) for q in shared.asked[part]])
+        scores[part] = uncertainty(probs, expected, votes, [len(q.options) for q in asked.questions[part]])
     return {score: detection(scores["test"][score], scores[name][score]) for score in usable}

@@ -17,7 +17,7 @@ from lowland import ASWA, SWA, SWAG, Mixture
 from lowland.cycles import swa_linear
 
 from ..grid.cells import Cell
-from ..grid.paths import path_of
+from ..grid.configured import path_of
 from ..runs.randomness import one_thread
 from .config import ImagesStudy, counts_of, rates_of
 from .evaluation import Candidate, Judge, Score

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..grid.cells import Cell
-from ..grid.paths import placed
-from ..runs.settings import read_toml, sections_of
+from ..grid.configured import epoch_at, every_cell, read_placed
+from ..runs.settings import sections_of
 from .names import RATES, network_of
 from .ranges import check
 
@@ -122,7 +121,7 @@ class ImagesStudy:
         >>> ImagesStudy().budgets(1.25)
         25
         """
-        return max(1, int(share * self.training.epochs + 0.5))
+        return epoch_at(share, self.training.epochs)
 
 
 def rates_of(study: ImagesStudy, model: str) -> tuple[float, float]:
@@ -155,12 +154,7 @@ def cells(study: ImagesStudy) -> list[Cell]:
     >>> len(cells(ImagesStudy()))
     30
     """
-    return [
-        Cell(name, model, seed)
-        for name in study.data.sets
-        for model in study.networks.names
-        for seed in study.training.seeds
-    ]
+    return every_cell(study.data.sets, study.networks.names, study.training.seeds)
 
 
 def read_config(path: Path) -> ImagesStudy:
@@ -170,8 +164,7 @@ def read_config(path: Path) -> ImagesStudy:
         ValueError: no TOML, an unknown section or key, a value of the wrong kind or out of range.
         FileNotFoundError: there is no such file.
     """
-    study = from_mapping(read_toml(path))
-    return dataclasses.replace(study, data=placed(study.data, path.parent))
+    return read_placed(path, from_mapping)
 
 
 def from_mapping(given: dict[str, Any]) -> ImagesStudy:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ..grid.configured import GRID_RULES, NAMES, check_placed
 from ..runs.settings import (
     BELOW_ONE,
-    DIFFERENT_SEEDS,
     POSITIVE,
-    SOME,
     SWAG_RANK,
     Rule,
     at_least,
@@ -22,15 +21,13 @@ from .corruptions import CORRUPTIONS
 from .names import network_of
 
 RULES: dict[str, Rule] = {
-    "data.sets": SOME,
-    "networks.names": SOME,
-    "training.seeds": DIFFERENT_SEEDS,
+    **GRID_RULES,
+    "data.sets": NAMES,
+    "networks.names": NAMES,
     "training.members": at_least(1),
     "training.epochs": at_least(4),
     "training.batch_size": at_least(2),
-    "training.learning_rate": at_least(0),
     "training.momentum": BELOW_ONE,
-    "training.weight_decay": at_least(0),
     "training.augmentation": one_of("usual", "none"),
     "averages.learning_rate": at_least(0),
     "averages.rank": SWAG_RANK,
@@ -47,12 +44,9 @@ RULES: dict[str, Rule] = {
     "evaluation.train_images": at_least(0),
     "evaluation.corrupted_images": at_least(0),
     "evaluation.curve_images": at_least(0),
-    "evaluation.curve_every": at_least(1),
     "evaluation.batch_size": at_least(1),
     "sensitivity.start": each_at_least(1),
-    "sensitivity.every": each_at_least(1),
     "sensitivity.rank": each_at_least(2),
-    "sensitivity.rate": each_at_least(1),
 }
 
 
@@ -78,16 +72,7 @@ def check(s: Any) -> None:  # an ImagesStudy, whose module imports this one
     for entry in s.data.counts:
         if not re.fullmatch(r"[^=]+=\d+/\d+/\d+", entry):
             raise ValueError(f'data.counts must be like "mnist=1000/500/1500" (train/validation/test), got {entry!r}')
-    for entry in s.data.paths:
-        if not re.fullmatch(r"[^=]+=.+", entry):
-            raise ValueError(f'data.paths must be like "cifar10=/data/cifar10.npz", got {entry!r}')
-    located = {entry.partition("=")[0] for entry in s.data.paths}
-    missing = [name for name in s.data.sets if name not in ("mnist", "digits") and name not in located]
-    if missing:
-        raise ValueError(
-            f"data.sets has {missing[0]!r}, which is no packaged set (mnist, digits): say in data.paths where it lies, "
-            f'like "{missing[0]}=images.npz"'
-        )
+    check_placed(s.data.paths, s.data.sets, ("mnist", "digits"), "data.sets", "set")
     for entry in s.evaluation.corruptions:
         name, _, severity = entry.partition("-")
         if name not in CORRUPTIONS or severity not in ("1", "2", "3", "4", "5"):

@@ -9,14 +9,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import os
-import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from lowland.files.replacing import Replacing
 
 from ..packaged import DIGITS_PACKAGE, MNIST_PACKAGE, cache_folder, find_file
 from ..runs.folder import DAMAGED, load_arrays
@@ -130,9 +130,8 @@ def _jpegs(path: Path, given: dict[str, Any]) -> tuple[Raw, Raw, tuple[str, ...]
                     f"{path}: the {part} images cannot be decoded ({error}): fetch the file anew"
                 ) from None
             home.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=home, delete=False) as scratch:
-                np.save(scratch, pixels)
-            os.replace(scratch.name, kept)  # whole or not at all, for processes that look at the same time
+            with Replacing(kept) as file:  # whole or not at all, for processes that look at the same time
+                np.save(file, pixels)
         parts.append(Raw(np.load(kept, mmap_mode="r"), _classes(path, given, part)))
         if len(parts[-1].pixels) != len(parts[-1].labels):
             raise ValueError(f"{path}: {len(parts[-1].pixels)} {part} images, {len(parts[-1].labels)} labels: mend it")

@@ -20,8 +20,8 @@ from lowland import ASWA, EMA, SWA, Snapshots, weights_of
 from lowland.weights import Weights
 
 from ..grid.cells import Cell
+from ..grid.configured import path_of
 from ..grid.kinds import Kind, Metric
-from ..grid.paths import path_of
 from ..runs.randomness import derived_seed, own_randomness, stream
 from .config import LinksStudy, rate_of
 from .graphs import Tails, load_graph

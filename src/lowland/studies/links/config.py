@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..grid.cells import Cell
-from ..grid.paths import path_of, placed
+from ..grid.configured import GRID_RULES, NAMES, check_placed, epoch_at, every_cell, read_placed
 from ..runs.settings import (
     BELOW_ONE,
-    DIFFERENT_SEEDS,
     POSITIVE,
-    SOME,
     Rule,
     at_least,
     check,
     each_at_least,
     one_of,
-    read_toml,
     sections_of,
 )
 from .answering import T_NORMS
@@ -124,7 +120,7 @@ class LinksStudy:
         >>> LinksStudy(training=Training(epochs=40)).epoch(0.25)
         10
         """
-        return max(1, int(share * self.training.epochs + 0.5))
+        return epoch_at(share, self.training.epochs)
 
 
 def rate_of(study: LinksStudy, model: str) -> float:
@@ -142,12 +138,7 @@ def cells(study: LinksStudy) -> list[Cell]:
     >>> len(cells(LinksStudy()))
     45
     """
-    return [
-        Cell(graph, model, seed)
-        for graph in study.data.graphs
-        for model in study.model.names
-        for seed in study.training.seeds
-    ]
+    return every_cell(study.data.graphs, study.model.names, study.training.seeds)
 
 
 def read_config(path: Path) -> LinksStudy:
@@ -157,8 +148,7 @@ def read_config(path: Path) -> LinksStudy:
         ValueError: no TOML, an unknown section or key, a value of the wrong kind or out of range.
         FileNotFoundError: there is no such file.
     """
-    study = from_mapping(read_toml(path))
-    return dataclasses.replace(study, data=placed(study.data, path.parent))
+    return read_placed(path, from_mapping)
 
 
 def from_mapping(given: dict[str, Any]) -> LinksStudy:
@@ -173,16 +163,14 @@ def from_mapping(given: dict[str, Any]) -> LinksStudy:
 
 
 _RULES: dict[str, Rule] = {
+    **GRID_RULES,
     "data.train_triples": at_least(0),
-    "data.graphs": SOME,
-    "model.names": SOME,
+    "data.graphs": NAMES,
+    "model.names": NAMES,
     "model.dimension": at_least(1),
     "model.spread": POSITIVE,
-    "training.seeds": DIFFERENT_SEEDS,
     "training.epochs": at_least(2),
     "training.batch_size": at_least(1),
-    "training.learning_rate": at_least(0),
-    "training.weight_decay": at_least(0),
     "training.smoothing": BELOW_ONE,
     "averages.start": BELOW_ONE,
     "averages.ema_decay": BELOW_ONE,
@@ -191,13 +179,10 @@ _RULES: dict[str, Rule] = {
     "queries.beam": at_least(0),
     "queries.seed": at_least(0),
     "queries.t_norm": one_of(*T_NORMS),
-    "evaluation.curve_every": at_least(1),
     "sensitivity.start": Rule(
         lambda shares: all(1 <= share <= 100 for share in shares), "be per cents of the epochs, 1 to 100"
     ),
-    "sensitivity.every": each_at_least(1),
     "sensitivity.rank": each_at_least(1),
-    "sensitivity.rate": each_at_least(1),
 }
 
 
@@ -206,13 +191,5 @@ def _check(s: LinksStudy) -> None:
     for kind in s.queries.kinds:
         if kind not in KINDS:
             raise ValueError(f"queries.kinds has {kind!r}: take some of {', '.join(KINDS)}")
-    for entry in s.data.paths:
-        name, _, path = entry.partition("=")
-        if name not in s.data.graphs or not path:
-            raise ValueError(f'data.paths must be like "GRAPH=PATH" with a graph of data.graphs, got {entry!r}')
-    for graph in s.data.graphs:
-        if graph not in PACKAGED and path_of(s.data.paths, graph) is None:
-            raise ValueError(
-                f"there is no packaged graph {graph!r}: take {', '.join(PACKAGED)}, or add it to data.paths"
-            )
+    check_placed(s.data.paths, s.data.graphs, tuple(PACKAGED), "data.graphs", "graph")
     cells(s)  # each name must be a word

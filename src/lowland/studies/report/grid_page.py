@@ -22,31 +22,35 @@ _AXES = {
 
 
 @dataclass(frozen=True)
-class _Metric:
+class ShownMetric:
+    """A metric as metrics.json names it: the page reads files, no code of a study."""
+
     key: str
     label: str
     higher: bool
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """What the study says of itself."""
+class ShownKind:
+    """What the study says of itself in metrics.json."""
 
     name: str
     things: str
-    metrics: list[_Metric]
+    metrics: list[ShownMetric]
     methods: list[str]
     meanings: Mapping[str, str]
     seeded: str
     parts: Mapping[str, str]
 
     @property
-    def main(self) -> _Metric:
+    def main(self) -> ShownMetric:
+        """The metric of curves, of the generalisation gap and of the sensitivity."""
         return self.metrics[0]
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> "_Kind":
-        metrics = [_Metric(one["key"], one["label"], one["higher"]) for one in given["metrics"]]
+    def of(cls, given: Mapping[str, Any]) -> "ShownKind":
+        """Read it from what `Kind.plain` wrote."""
+        metrics = [ShownMetric(one["key"], one["label"], one["higher"]) for one in given["metrics"]]
         plain = (given[key] for key in ("methods", "meanings", "seeded", "parts"))
         return cls(given["name"], given["things"], metrics, *plain)
 
@@ -101,7 +105,7 @@ def render_grid(folder: Path) -> str:
 
 
 def _render(metrics: Any, timings: Any, versions: Any, config: str) -> str:
-    kind = _Kind.of(metrics["kind"])
+    kind = ShownKind.of(metrics["kind"])
     sentence, _, scope = metrics["verdict"].rpartition(". Means over ")
     return templates.render(
         "grid.html.j2",
@@ -134,7 +138,7 @@ def _render(metrics: Any, timings: Any, versions: Any, config: str) -> str:
     )  # fmt: skip
 
 
-def _curve_plots(kind: _Kind, metrics: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+def _curve_plots(kind: ShownKind, metrics: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     found = []
     for data, model, own in _each(metrics["curves"]):
         title, name = f"{data}, {model}", f"curve-{data}-{model}"
@@ -143,7 +147,7 @@ def _curve_plots(kind: _Kind, metrics: Mapping[str, Any]) -> list[tuple[str, Mar
     return found
 
 
-def _sensitivity_plots(kind: _Kind, metrics: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+def _sensitivity_plots(kind: ShownKind, metrics: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     found = []
     for data, model, axes in _each(metrics["sensitivity"]):
         for axis, rows in axes.items():
@@ -163,7 +167,7 @@ def _each(nested: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, Any]]
     return [(data, model, own) for data, models in nested.items() for model, own in models.items()]
 
 
-def _tables(kind: _Kind, models: Mapping[str, Any]) -> list[tuple[_Metric, list[Cells]]]:
+def _tables(kind: ShownKind, models: Mapping[str, Any]) -> list[tuple[ShownMetric, list[Cells]]]:
     """One table a metric: methods down, models across."""
     return [
         (
@@ -193,7 +197,7 @@ def _marked(higher: bool, rows: Mapping[str, list[Mapping[str, Any]]]) -> list[C
     ]
 
 
-def _shifted(kind: _Kind, models: Mapping[str, Any]) -> list[tuple[str, list[str], list[Cells]]]:
+def _shifted(kind: ShownKind, models: Mapping[str, Any]) -> list[tuple[str, list[str], list[Cells]]]:
     """For every model: the main metric on test data and on every part beside it."""
     found = []
     for model, own in models.items():
@@ -205,7 +209,7 @@ def _shifted(kind: _Kind, models: Mapping[str, Any]) -> list[tuple[str, list[str
     return found
 
 
-def _claims(kind: _Kind, claims: Mapping[str, Any]) -> list[tuple[str, list[dict[str, str]]]]:
+def _claims(kind: ShownKind, claims: Mapping[str, Any]) -> list[tuple[str, list[dict[str, str]]]]:
     rows = []
     for claim, found in claims.items():
         cells = []
@@ -240,7 +244,7 @@ def _p(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else f"{value:.1g}"
 
 
-def _generalisation(kind: _Kind, metrics: Mapping[str, Any]) -> _Gaps:
+def _generalisation(kind: ShownKind, metrics: Mapping[str, Any]) -> _Gaps:
     pairs = [(data, model) for data, models in metrics["generalisation"].items() for model in models]
     rows = [
         (

@@ -4,10 +4,10 @@ Needs matplotlib and Jinja2: `pip install 'lowland[plot]'`.
 """
 
 import importlib
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
+
+from lowland.files.replacing import write_bytes
 
 
 def write(run_folder: Path) -> Path:
@@ -35,17 +35,7 @@ def write(run_folder: Path) -> Path:
     run_folder = Path(run_folder)
     text = render_grid(run_folder) if is_grid(run_folder) else _rendered(read(run_folder), run_folder)
     path = run_folder / "report.html"
-    handle, name = tempfile.mkstemp(dir=run_folder, prefix=".report-", suffix=".html")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # a temporary file is private, a report is not
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_bytes(path, text.encode(errors="replace"))
     return path
 
 

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lowland.files import replacing
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`, whole or not at all; missing folders are made.
@@ -32,18 +34,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     >>> target.read_text()
     'whole'
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replacing.write_bytes(path, content)
     except OSError as error:
-        raise OSError(f"cannot write {path} ({error.strerror}): make room or choose another folder") from None
-    finally:
-        part.unlink(missing_ok=True)
+        reason = error.strerror or error
+        raise OSError(f"cannot write {path} ({reason}): make room or choose another folder") from None
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from ..adapters.classifier import AdaptedClassifier, adapt, load_encoder, positions_of
-from ..adapters.comparison import TRAINED, compare
+from ..adapters.comparison import TRAINED, Predictions, compare
 from ..adapters.config import check_snapshots
 from ..adapters.ending import Shown, write_run, write_times
+from ..adapters.member import Material, Member
 from ..adapters.tokens import cut_sentence, fitting_length, tokenise, whole_tokens
 from ..runs.folder import write_json
 from ..runs.opening import begin, finished, read_configured
@@ -24,7 +25,7 @@ from ..runs.progress import Progress, Silent
 from ..runs.randomness import own_randomness, quiet
 from .config import TextStudy, from_mapping
 from .datasets import Splits, load_splits
-from .member import STEP_COST, Corpora, Member
+from .phases import phases
 
 LONGEST = 512  # tokens of a text, where the encoder does not say what it can take
 
@@ -53,24 +54,32 @@ def run_text_study(
             [len(ids) for ids in whole_tokens(tokenizer, splits.train.texts)], positions_of(encoder) or LONGEST
         )
         cut = [tokenise(tokenizer, part.texts, length) for part in (splits.train, splits.validation, splits.test)]
-        corpora = Corpora(*cut)
+        train, validation, test = cut
         shortened = {
             what: (len(part.shortened), len(part))
             for what, part in zip(("training", "validation", "test"), cut, strict=True)
         }
         notes = [*filter(None, [cut_sentence(shortened, length)]), *splits.notes]
-        check_snapshots(study, len(corpora.train))
+        check_snapshots(study, len(train))
         for note in notes:
             progress.say(note)
         classifier = adapt(encoder, study.model, study.lora, len(splits.names), cut, study.evaluation.batch_size)
         if torch.cuda.is_available():
             classifier.to(torch.device("cuda"))
         begin(study, folder, splits.hash, home)
-        members = [
-            Member(index, study, classifier, corpora, splits, folder / "stages" / f"member-{index}", progress)
-            for index in range(len(study.training.seeds))
-        ]
-        _plan(progress, study, members[0])
+        shared = Material(
+            study,
+            classifier,
+            train,
+            {"validation": validation, "test": test},
+            validation.first(study.training.monitor_texts),
+            {"train": splits.train.labels, "validation": splits.validation.labels, "test": splits.test.labels},
+            phases(study),
+            TRAINED,
+            progress,
+        )
+        members = [Member(i, shared, folder / "stages" / f"member-{i}") for i in range(len(study.training.seeds))]
+        progress.plan(sum(member.work() for member in members))
         prepared = time.perf_counter() - begun
         for member in members:
             member.run()
@@ -88,16 +97,6 @@ def read_study(folder: Path) -> TextStudy:
     return study
 
 
-def _plan(progress: Progress, study: TextStudy, member: Member) -> None:
-    steps = -(-len(member.corpora.train) // study.training.batch_size)
-    epochs = 2 * study.training.epochs - study.swag.start
-    looked_at = min(study.training.monitor_texts, len(member.corpora.validation))
-    training = epochs * (steps * study.training.batch_size * STEP_COST + looked_at)
-    passes = len(TRAINED) - 1 + study.evaluation.samples
-    texts = len(member.corpora.validation) + len(member.corpora.test)
-    progress.plan(len(study.training.seeds) * (training + passes * texts))
-
-
 def _finish(
     study: TextStudy,
     folder: Path,
@@ -109,7 +108,10 @@ def _finish(
 ) -> dict[str, Any]:
     begun = time.perf_counter()
     loaded = [{key: member.predictions(key) for key in TRAINED} for member in members]
-    predicted = [{key: found for key, (found, _) in one.items()} for one in loaded]
+    predicted = [
+        {key: Predictions(parts["validation"], parts["test"], parts["test_entropy"]) for key, (parts, _) in one.items()}
+        for one in loaded
+    ]
     seconds = [{key: taken for key, (_, taken) in one.items()} for one in loaded]
     compared = compare(predicted, splits.validation.labels, splits.test.labels, study.evaluation, study.data.seed)
     metrics = {
