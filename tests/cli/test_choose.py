@@ -114,9 +114,8 @@ def test_with_examples_the_expected_score_is_told(run: Run, home: Path) -> None:
     assert done.code == 0, done.err
     assert "On examples that did not choose it, what is chosen so is expected to score" in done.out
     assert "±" in done.out and "tied" in done.out
-    grouped = run(
-        "choose", home / "run", "--score", score, "--examples", "--groups", "w,n", "--out", home / "g", "--json"
-    )
+    more = ["--examples", "--groups", "w,n", "--json"]
+    grouped = run("choose", home / "run", "--score", score, *more, "--out", home / "g")
     assert grouped.code == 0, grouped.err
     assert json.loads(grouped.out)["expected"] is not None
 
@@ -131,9 +130,8 @@ def test_a_loss_is_turned_round_and_a_soup_may_win(run: Run, home: Path) -> None
     )  # fmt: skip
     assert done.code == 0, done.err
     found = json.loads(done.out)
-    assert found["winner"]["score"] >= 0 and (
-        found["soup"] is None or found["soup"]["score"] < found["winner"]["score"]
-    )
+    best = found["winner"]["score"]
+    assert best >= 0 and (found["soup"] is None or found["soup"]["score"] < best)
     w = load_file(home / "out" / "model.safetensors")["w"].item()
     assert abs(w - 3.5) == pytest.approx(found["soup"]["score"] if found["soup"] else best)
 
