@@ -87,6 +87,14 @@ def test_bare_names(name: str, bare: str) -> None:
     assert bare_name(name) == bare
 
 
+def test_copy_to_tells_model_and_weights_apart() -> None:
+    one, two = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    weights = {"weight": torch.tensor([[3.0]])}
+    copy_to(one, weights)
+    copy_to(weights, two)  # type: ignore[arg-type]
+    assert one.weight.item() == two.weight.item() == 3.0
+
+
 def test_copy_to_writes_all_or_nothing() -> None:
     model = Small()
     before = clone_of(model.state_dict())

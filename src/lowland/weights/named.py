@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -207,6 +208,7 @@ def copy_to(model: nn.Module, weights: Weights) -> None:
     Tensors that `weights` does not name stay as they are. Nothing is written unless every name and shape fits.
     Writing in place keeps optimisers, compiled graphs and tied weights valid. Into the shards of a model under
     `fully_shard` or tensor parallelism go shards placed alike, or whole tensors, of which each rank takes its part.
+    The two arguments are told apart by what they are: "copy these weights to that model" works as well.
 
     Raises:
         ValueError: the model has no such tensor, or its shape differs.
@@ -216,6 +218,8 @@ def copy_to(model: nn.Module, weights: Weights) -> None:
     >>> model.weight.item()
     3.0
     """
+    given: tuple[Any, Any] = (model, weights)
+    model, weights = given[::-1] if isinstance(weights, nn.Module) else given
     for name, target in _targets(weights, model).items():
         local(target).copy_(local(part_of(weights[name], target) if not is_sharded(weights[name]) else weights[name]))
     # Inside an autocast block parameters cast to a lower precision are kept by their identity.

@@ -19,7 +19,7 @@ from lowland.soup import weighted
 from lowland.weights import Weights, clone_of
 
 from ..grid.cells import Cell
-from ..grid.paths import path_of
+from ..grid.configured import path_of
 from ..runs.randomness import derived_seed, own_randomness
 from .config import WIDTHS, DecayStudy
 from .kind import KIND

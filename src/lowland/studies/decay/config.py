@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..grid.cells import Cell
-from ..grid.paths import path_of, placed
+from ..grid.configured import NAMES, check_placed, every_cell, read_placed
 from ..runs.settings import (
     DIFFERENT_SEEDS,
     POSITIVE,
-    SOME,
     Rule,
     at_least,
     check,
     each_at_least,
-    read_toml,
     sections_of,
 )
 from .texts import SETS
@@ -92,9 +89,7 @@ class DecayStudy:
 
     def __post_init__(self) -> None:
         check(self, _RULES)
-        for name in self.data.sets:
-            if name not in SETS and path_of(self.data.paths, name) is None:
-                raise ValueError(f"there is no packaged text {name!r}: take {', '.join(SETS)}, or add it to data.paths")
+        check_placed(self.data.paths, self.data.sets, SETS, "data.sets", "text")
         for name in self.model.names:
             if name not in WIDTHS:
                 raise ValueError(f"there is no model {name!r}: take {', '.join(WIDTHS)}")
@@ -113,8 +108,8 @@ class DecayStudy:
 
 
 _RULES: dict[str, Rule] = {
-    "data.sets": SOME,
-    "model.names": SOME,
+    "data.sets": NAMES,
+    "model.names": NAMES,
     "model.layers": at_least(1),
     "model.heads": at_least(1),
     "model.context": at_least(2),
@@ -143,12 +138,7 @@ def cells(study: DecayStudy) -> list[Cell]:
     >>> len(cells(DecayStudy()))
     8
     """
-    return [
-        Cell(text, model, seed)
-        for text in study.data.sets
-        for model in study.model.names
-        for seed in study.training.seeds
-    ]
+    return every_cell(study.data.sets, study.model.names, study.training.seeds)
 
 
 def read_config(path: Path) -> DecayStudy:
@@ -158,8 +148,7 @@ def read_config(path: Path) -> DecayStudy:
         ValueError: no TOML, an unknown section or key, a value of the wrong kind or out of range.
         FileNotFoundError: there is no such file.
     """
-    study = from_mapping(read_toml(path))
-    return dataclasses.replace(study, data=placed(study.data, path.parent))
+    return read_placed(path, from_mapping)
 
 
 def from_mapping(given: dict[str, Any]) -> DecayStudy:
