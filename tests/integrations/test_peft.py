@@ -396,13 +396,25 @@ def test_one_pass_over_n_adapters_equals_n_passes(lora: dict[str, Any]) -> None:
     torch.testing.assert_close(averaged, wanted.double(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("extra", [{"modules_to_save": ["LayerNorm"]}, {"use_rslora": True}, {"bias": "lora_only"}])
+def test_draws_of_other_layers_share_a_pass_too(extra: dict[str, Any]) -> None:
+    model = adapted(**extra)
+    stacked = posterior(model).sample(3, generator=generator())
+    found = forward_adapters(model, stacked, {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)})
+    for index in range(3):
+        with applied(model, {name: tensor[index] for name, tensor in stacked.items()}):
+            torch.testing.assert_close(found[index], logits(model), rtol=1e-5, atol=1e-6)
+
+
 def test_what_cannot_share_a_pass_is_refused_and_the_model_left() -> None:
     dora = adapted(use_dora=True)
     with pytest.raises(ValueError, match="DoRA"):
         forward_adapters(dora, posterior(dora).sample(2), {"input_ids": IDS})
-    model = adapted(modules_to_save=["LayerNorm"])
-    with pytest.raises(ValueError, match="LayerNorm.* no weights or biases of linear layers"):
-        forward_adapters(model, posterior(model).sample(2), {"input_ids": IDS})
+    hooked = adapted()
+    drawn = posterior(hooked).sample(2)
+    hooked.register_forward_hook(lambda module, args, output: None)
+    with pytest.raises(ValueError, match="has hooks, which would see several draws at once"):
+        forward_adapters(hooked, drawn, {"input_ids": IDS})
     model = adapted()
     before = logits(model)
     stacked = posterior(model).sample(2)

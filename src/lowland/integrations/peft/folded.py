@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...averager.posteriors import Drawable, draws, members_of
+from ...averager.posteriors import Drawable, Posterior, check_draws, draws, members_of
 from ...weights.named import Weights, bare_name
 
 _ADDED = re.compile(r"(^base_model\.model\.)|(\.base_layer(?=\.))|(\.modules_to_save\.[^.]+(?=\.))")
@@ -41,7 +41,7 @@ class Folded:
         posterior: what names some or all of the adapters' tensors, and maybe others; or weights that do.
 
     Raises:
-        ValueError: there is no layer whose adapter can be folded, or a sampled adapter that cannot.
+        ValueError: no sampled tensor belongs to an adapter, or there is an adapter that cannot be folded.
         RuntimeError: the posterior has no weights yet.
     """
 
@@ -50,19 +50,19 @@ class Folded:
         first = next(iter(draws(posterior, 1, torch.Generator())))
         parameters = {bare_name(name): tensor for name, tensor in model.named_parameters(remove_duplicate=False)}
         self._names = {id(parameters[name]): name for name in first if name in parameters}
-        self._layers = []
-        for path, module in model.named_modules():
-            if hasattr(module, "base_layer") and hasattr(module, "lora_A") and hasattr(module, "lora_B"):
-                adapter: list[Tensor] = [*module.lora_A.parameters(), *module.lora_B.parameters()]
-                if any(id(tensor) in self._names for tensor in adapter):
-                    self._layers.append(_layer(module, bare_name(path), self._names))
-        if not self._layers:
+        # Adapters that no draw names are folded in too: the model without adapters would lack them.
+        self._layers = [
+            _layer(module, bare_name(path), self._names)
+            for path, module in model.named_modules()
+            if hasattr(module, "base_layer") and hasattr(module, "lora_A") and hasattr(module, "lora_B")
+        ]
+        factors = {id(linear.weight) for layer in self._layers for pair in layer.pairs for linear in pair[:2]}
+        if not factors & self._names.keys():
             raise ValueError("no sampled tensor belongs to a low-rank adapter")
         owners = Counter(id(tensor) for module in model.modules() for tensor in module._parameters.values())
         if any(owners[id(layer.base.weight)] > 1 for layer in self._layers):
             raise ValueError("an adapted weight is used by another layer too")
-        gone = {id(linear.weight) for layer in self._layers for pair in layer.pairs for linear in pair[:2]}
-        gone |= {id(layer.base.weight) for layer in self._layers}
+        gone = factors | {id(layer.base.weight) for layer in self._layers}
         self._kept = {
             name: plain_name(name) for name in first if name not in parameters or id(parameters[name]) not in gone
         }
@@ -85,13 +85,16 @@ class Folded:
 
     def sample(self, samples: int | None = None, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Draw from the posterior and fold; with `samples` every tensor gains a leading axis of so many draws."""
-        made = list(self.draws(samples or 1, generator=generator))
+        made = list(self.draws(1 if samples is None else samples, generator=generator))
         return made[0] if samples is None else {name: torch.stack([w[name] for w in made]) for name in made[0]}
 
     def draws(self, samples: int, *, generator: torch.Generator | None = None) -> Iterator[dict[str, Tensor]]:
         """Yield the posterior's draws, folded, one at a time."""
-        points = draws(self.posterior, samples, generator)
-        return (self.fold(weights) for weights in points)
+        check_draws(samples, generator)
+        if isinstance(self.posterior, Posterior):
+            return (self.fold(weights) for weights in draws(self.posterior, samples, generator))
+        (point,) = members_of(self.posterior) or ()
+        return (self.fold(point) for _ in range(samples))
 
     def members(self) -> list[Weights] | None:
         """Return the points of a finite posterior, folded; None if there are infinitely many."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowland import weights_of
+from lowland.integrations.peft.folded import Folded
 from lowland.weights import Weights, trainable
 
 from ..packaged import packaged_encoder
@@ -20,7 +21,6 @@ from .lower_layers import record_lower_layers, skip_lower_layers
 from .tokens import Tokens
 
 ATTENTION = (("query", "value"), ("q_lin", "v_lin"), ("q_proj", "v_proj"), ("q", "v"))
-PREFIX = "base_model.model."
 
 
 class TextClassifier(nn.Module):
@@ -68,8 +68,7 @@ class AdaptedClassifier:
 
     W = W_0 + alpha / r * B A    (Hu et al. 2021, arXiv 2106.09685)
 
-    The two share every frozen tensor that no adapter changes. Folding starts from W_0 each time, so that no rounding
-    piles up from one draw of the weights to the next.
+    The two share every frozen tensor that no adapter changes.
     """
 
     def __init__(self, classifier: nn.Module, lora: Lora) -> None:
@@ -77,9 +76,7 @@ class AdaptedClassifier:
 
         encoder, head = classifier.get_submodule("encoder"), classifier.get_submodule("head")
         self.paths, self.lowest = adapted_paths(encoder, lora)
-        self.scaling = lora.alpha / lora.rank
         linears = [_linear(classifier, path) for path in self.paths]
-        self.frozen = [linear.weight.detach() for linear in linears]
         own = {id(linear.weight) for linear in linears} | {id(p) for p in head.parameters()}
         shared: dict[int, Any] = {id(p): p for p in classifier.parameters() if id(p) not in own}
         shared |= {id(b): b for b in classifier.buffers()}
@@ -92,6 +89,7 @@ class AdaptedClassifier:
             modules_to_save=["head"],
         )
         self.model: nn.Module = get_peft_model(classifier, config)
+        self._folded = Folded(self.model, weights_of(self.model, trainable))
         if self.lowest > 0:
             for half in (self.merged, classifier):
                 skip_lower_layers(half, self.lowest)
@@ -100,7 +98,6 @@ class AdaptedClassifier:
         """Move both halves; what they share stays shared."""
         self.model.to(device)
         self.merged.to(device)
-        self.frozen = [tensor.to(device) for tensor in self.frozen]
 
     @property
     def _head(self) -> nn.Linear:
@@ -124,13 +121,7 @@ class AdaptedClassifier:
     @torch.no_grad()
     def write(self, weights: Weights) -> None:
         """Fold the adapters of `weights` into `merged`."""
-        for path, frozen in zip(self.paths, self.frozen, strict=True):
-            down = weights[f"{PREFIX}{path}.lora_A.default.weight"]  # (r, in)
-            up = weights[f"{PREFIX}{path}.lora_B.default.weight"]  # (out, r)
-            target = _linear(self.merged, path).weight
-            torch.addmm(frozen, up.to(frozen.dtype), down.to(frozen.dtype), alpha=self.scaling, out=target.data)
-        for name, tensor in self._head.named_parameters():
-            tensor.copy_(weights[f"{PREFIX}head.modules_to_save.default.{name}"])
+        self._folded.fold(weights, out={name: tensor.data for name, tensor in self.merged.named_parameters()})
 
 
 def load_encoder(settings: Model) -> tuple[nn.Module, Any, Path | None]:

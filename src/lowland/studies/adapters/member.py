@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lowland import SWAG, copy_to, load, save, weights_of
-from lowland.averager import draws
+from lowland.averager import Drawable
 from lowland.calibration import entropy, summary
 from lowland.weights import Weights, clone_of, trainable
 
@@ -26,6 +26,7 @@ from ..runs.progress import Progress
 from ..runs.randomness import derived_seed, own_randomness, stream
 from ..runs.settings import period
 from .classifier import AdaptedClassifier
+from .predicting import predicted
 from .tokens import Corpus
 from .training import class_probabilities, run_phase
 
@@ -178,7 +179,8 @@ class Member:
                 parts = {name: array for name, array in self._arrays("base").items() if name != "seconds"}
                 progress.advance(work)
             else:
-                parts = {name: tensor.numpy() for name, tensor in self._vote(self._models(key), passes).items()}
+                voted = self._by_dropout(passes) if key == "dropout" else self._by_weights(key)
+                parts = {name: tensor.numpy() for name, tensor in voted.items()}
             write_arrays(path, {**parts, "seconds": np.array(time.perf_counter() - begun)})
         progress.end("")
 
@@ -189,44 +191,50 @@ class Member:
             return int(settings.dropout_samples)
         return int(settings.samples) if key == "swag" else 1
 
-    def _models(self, key: str) -> Iterator[nn.Module]:
-        if key == "dropout":
-            yield from self._by_dropout(self.passes(key))
-            return
-        settings = self.shared.study.evaluation
-        variants: Iterable[Weights] = [self.weights(key)] if key != "swag" else ()
-        if key == "swag":
+    def _by_weights(self, key: str) -> Voted:
+        settings, drawn = self.shared.study.evaluation, key == "swag"
+        posterior: Drawable = self.weights(key) if not drawn else {}
+        if drawn:
             posterior = load(self.folder / "swag.safetensors").tempered(settings.scale)
-            variants = draws(posterior, settings.samples, stream(self.seed, "draws"))
-        for weights in variants:
-            self.shared.adapted.write(weights)
-            yield self.shared.adapted.merged
+        found = predicted(
+            self.shared.adapted,
+            posterior,
+            self.shared.sets,
+            settings.batch_size,
+            samples=settings.samples if drawn else None,
+            done=self.shared.progress.advance,
+            generator=stream(self.seed, "draws"),
+        )
+        voted: Voted = {}
+        for name, part in found.items():
+            voted |= {name: part.probs, f"{name}_entropy": part.expected_entropy, f"{name}_votes": part.votes}
+        return voted
 
-    def _by_dropout(self, passes: int) -> Iterator[nn.Module]:
-        """The base model with its dropout left on (Gal, Ghahramani 2016, arXiv 1506.02142)."""
+    def _by_dropout(self, passes: int) -> Voted:
+        """The base model with its dropout left on, as `predict` has it not (Gal, Ghahramani 2016, arXiv 1506.02142)."""
         model = self.shared.adapted.model
         copy_to(model, self.weights("base"))
         model.eval()
         dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p > 0]
+        sums: Voted = {}
         with own_randomness():
             torch.manual_seed(derived_seed(self.seed, "dropout"))
             try:
                 for module in dropouts:
                     module.train()
                 for _ in range(passes):
-                    yield model
+                    for name, examples in self.shared.sets.items():
+                        probs = self._probabilities(model, examples)
+                        votes = nn.functional.one_hot(probs.argmax(1), probs.shape[1]).to(probs.dtype)
+                        for key, value in (
+                            (name, probs),
+                            (f"{name}_entropy", entropy(probs)),
+                            (f"{name}_votes", votes),
+                        ):
+                            sums[key] = sums[key] + value if key in sums else value
             finally:
                 model.eval()
-
-    def _vote(self, models: Iterable[nn.Module], count: int) -> Voted:
-        sums: Voted = {}
-        for model in models:
-            for name, examples in self.shared.sets.items():
-                probs = self._probabilities(model, examples)
-                votes = nn.functional.one_hot(probs.argmax(1), probs.shape[1]).to(probs.dtype)
-                for key, value in ((name, probs), (f"{name}_entropy", entropy(probs)), (f"{name}_votes", votes)):
-                    sums[key] = sums[key] + value if key in sums else value
-        return {key: total / count for key, total in sums.items()}
+        return {key: total / passes for key, total in sums.items()}
 
     def _probabilities(self, model: nn.Module, examples: Corpus) -> Tensor:
         return class_probabilities(

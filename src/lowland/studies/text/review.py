@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from lowland import Mixture, load
-from lowland.averager import draws
 from lowland.calibration import entropy, risk_bound, risk_threshold
 
 from ..adapters.classifier import adapt, load_encoder
+from ..adapters.predicting import predicted
 from ..adapters.tokens import cut_sentence, tokenise
-from ..adapters.training import class_probabilities
 from ..runs.folder import read_arrays, read_json, write_rows
 from ..runs.progress import Progress, Silent
 from ..runs.randomness import own_randomness, quiet, stream
@@ -116,10 +115,17 @@ def review_texts(folder: Path, texts: Sequence[str], risk: float = 0.05, progres
         progress.begin("predictions of MultiSWAG", count * len(tokens))
         total = expected = torch.zeros(())
         for member, seed in zip(members, study.training.seeds, strict=True):
-            for weights in draws(member, study.evaluation.samples, stream(seed, "draws")):
-                classifier.write(weights)
-                probs = class_probabilities(classifier.merged, tokens, size, progress.advance)
-                total, expected = total + probs / count, expected + entropy(probs) / count
+            found = predicted(
+                classifier,
+                member,
+                {"new": tokens},
+                size,
+                samples=study.evaluation.samples,
+                done=progress.advance,
+                generator=stream(seed, "draws"),
+            )["new"]
+            total = total + found.probs / len(members)
+            expected = expected + found.expected_entropy / len(members)
         progress.end("")
     empty = torch.tensor([not text.strip() for text in texts])
     checked = _checked(known, threshold)
