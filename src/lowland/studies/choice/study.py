@@ -19,6 +19,7 @@ from torch import Tensor
 from lowland import weights_of
 from lowland.weights import clone_of
 
+from ..adapters.classifier import need_extra
 from ..adapters.comparison import METHODS, TRAINED, Compared, Predictions, compare
 from ..adapters.config import check_snapshots
 from ..adapters.ending import Shown, write_run, write_times
@@ -58,6 +59,7 @@ def run_choice_study(
     progress = Silent() if progress is None else progress
     if (there := finished(study, folder, resume, from_mapping)) is not None:
         return there
+    need_extra("choice")
     with quiet(), own_randomness():
         begun = time.perf_counter()
         splits = load_splits(study.data)

@@ -6,3 +6,4 @@ from .config import cells as cells
 from .config import from_mapping as from_mapping
 from .config import read_config as read_config
 from .kind import KIND as KIND
+from .reading import check_data as check_data

@@ -161,3 +161,14 @@ def _decoded(content: Any, offsets: Any) -> np.ndarray[Any, Any]:
             for start, end in zip(ends[:-1], ends[1:], strict=True)
         ]
     )
+
+
+def check_data(study: Any) -> None:
+    """See that the packaged sets that a study asks for are there.
+
+    Raises:
+        ValueError: one is not installed; the message says how to get it.
+    """
+    for name, file, package in (("mnist", _MNIST, MNIST_PACKAGE), ("digits", _DIGITS, DIGITS_PACKAGE)):
+        if name in study.data.sets:
+            find_file(file, package)

@@ -6,3 +6,4 @@ from .config import LinksStudy as LinksStudy
 from .config import cells as cells
 from .config import from_mapping as from_mapping
 from .config import read_config as read_config
+from .graphs import check_data as check_data

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -220,3 +221,15 @@ def _triples(text: bytes, what: str) -> list[tuple[str, str, str]]:
             )
         triples.append((cells[0].strip(), cells[1].strip(), cells[2].strip()))
     return triples
+
+
+def check_data(study: Any) -> None:
+    """See that the packaged graphs that a study asks for are there.
+
+    Raises:
+        ValueError: one is not installed; the message says how to get it.
+    """
+    located = {entry.partition("=")[0] for entry in study.data.paths}
+    for name in study.data.graphs:
+        if name in PACKAGED and name not in located:
+            find_file(f"pykeen/datasets/{name}/{_FILES['train'][0]}.txt", PYKEEN_PACKAGE)

@@ -142,7 +142,7 @@ def _own(path: Path, data: Data, notes: list[str]) -> Table:
     written = looked_at(path)
     table = read_table(path, [data.text, data.label], written)
     if str(written):
-        notes.append(f"{path.name} was read as a file with {written}")
+        notes.append(f"the file {path.name} was read with {written}")
     return table
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..adapters.classifier import AdaptedClassifier, adapt, load_encoder, positions_of
+from ..adapters.classifier import AdaptedClassifier, adapt, load_encoder, need_extra, positions_of
 from ..adapters.comparison import TRAINED, Predictions, compare
 from ..adapters.config import check_snapshots
 from ..adapters.ending import Shown, write_run, write_times
@@ -46,6 +46,7 @@ def run_text_study(
     progress = Silent() if progress is None else progress
     if (there := finished(study, folder, resume, from_mapping)) is not None:
         return there
+    need_extra("text")
     with quiet(), own_randomness():
         begun = time.perf_counter()
         splits = load_splits(study.data)
