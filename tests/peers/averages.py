@@ -7,7 +7,7 @@ from typing import Any
 from known import DECAY
 from torch import Tensor, nn
 
-from problems import Row, ema_row, put, section, swa_row
+from problems import Row, ema_row, put, section, swa_row, teacher_rows
 
 
 @section("lowland", "swa")
@@ -27,6 +27,34 @@ def _() -> list[Row]:
     from lowland.ema import EMA
 
     return [ema_row("EMA", lambda _: EMA(DECAY), lambda a, m: a.update(m), lambda a: a.mean()["weight"])]
+
+
+@section("lowland", "teacher")
+def _() -> list[Row]:
+    from lowland import EMA
+    from lowland.teacher import Teacher
+
+    return teacher_rows(
+        "Teacher(EMA)",
+        lambda model, rate: Teacher(EMA(1 - rate), model),
+        lambda teacher, _: teacher.update(),
+        lambda teacher: teacher.averager.mean()["weight"],
+    )
+
+
+@section("trl", "teacher")
+def _() -> list[Row]:
+    import copy
+
+    from trl.experimental.sdft.teacher_sync import SyncTeacherModelCallback
+
+    def begin(model: nn.Module, rate: float) -> Any:
+        return copy.deepcopy(model), rate
+
+    def update(teacher: Any, model: nn.Module) -> None:
+        SyncTeacherModelCallback._sync_target_model(model, *teacher)
+
+    return teacher_rows("SyncTeacherModelCallback", begin, update, lambda teacher: teacher[0].weight)
 
 
 @section("torch", "swa")

@@ -28,6 +28,9 @@ TOLERANCE = 4.0  # standard errors; five moments in a row: a right row fails onc
 DECAY, UPDATES = 0.999, 3_000
 EMA_TARGET = 1 - DECAY**UPDATES
 
+# The teacher problem: bf16 students N(0, 1) that drift by so many standard deviations in all, a teacher of each rate.
+TEACHER_RATES, DRIFTS, TEACHER_STEPS = (0.05, 0.01), (0.2, 0.02), 1_000
+
 # The fp32 variance problem: iterates N(mean, std), independent for each of the weights.
 SPREADS = ((1.0, 1e-4), (1.0, 1e-3), (0.05, 1e-4))
 SPREAD_ITERATES, SPREAD_WEIGHTS = 40, 10_000

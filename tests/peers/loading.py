@@ -51,8 +51,9 @@ _LIGHTNING = ("lightning==2.6.6",)
 _REQUESTS = ("requests==2.34.2", "urllib3==2.8.0", "certifi==2026.10.18", "charset-normalizer==3.5.2")
 
 PEERS = {
-    "lowland": Peer(("swag", "swa", "ema", "variance")),
+    "lowland": Peer(("swag", "swa", "ema", "variance", "teacher")),
     "torch": Peer(("swa", "ema")),
+    "trl": Peer(("teacher",)),  # the project's own environment has it, with all that its trainers import
     "swa-gaussian": Peer(
         ("swag", "variance"),
         ("swa-gaussian==0.1.9", "gpytorch==1.13", "linear-operator==0.6.1", "jaxtyping==0.3.11"),

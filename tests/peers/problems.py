@@ -1,7 +1,8 @@
 """The problems of known.py as models, how an average of them is measured, and the list of who is asked what.
 
 An adapter feeds iterates to a released class and reads back what it holds or draws; it never touches the arithmetic.
-It enters itself with @section(peer, kind). Kinds: "swag" (moments of draws), "swa", "ema" (bf16), "variance" (fp32).
+It enters itself with @section(peer, kind). Kinds: "swag" (moments of draws), "swa", "ema" and "teacher" (bf16),
+"variance" (fp32).
 """
 
 from __future__ import annotations
@@ -10,7 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from known import DRAWS, ITERATES, SPREAD_ITERATES, SPREAD_WEIGHTS, SPREADS, UPDATES
+from known import (
+    DRAWS,
+    DRIFTS,
+    ITERATES,
+    SPREAD_ITERATES,
+    SPREAD_WEIGHTS,
+    SPREADS,
+    TEACHER_RATES,
+    TEACHER_STEPS,
+    UPDATES,
+)
 from loading import PEERS
 from torch import Tensor, nn
 
@@ -92,6 +103,26 @@ def ema_row(setting: str, begin: Callable[[nn.Module], Any], update: Callable, r
         update(average, model)
     gone = read(average).detach().double() - start.double()
     return {"setting": setting, "share": (gone / way).mean().item(), "dtype": str(read(average).dtype)[6:]}
+
+
+def teacher_rows(setting: str, begin: Callable[[nn.Module, float], Any], update: Callable, read: Callable) -> list[Row]:
+    """Share of the way that teachers of drifting bf16 students go, beside the same recursion in float64."""
+    found = []
+    for drift in DRIFTS:
+        for rate in TEACHER_RATES:
+            start = torch.randn(256, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
+            way = torch.randn(256, 256, generator=torch.Generator().manual_seed(1)) * drift
+            model = put(nn.Linear(256, 256, bias=False).bfloat16(), start)
+            teacher, known = begin(model, rate), start.double()
+            for step in range(1, TEACHER_STEPS + 1):
+                put(model, start.float() + way * (step / TEACHER_STEPS))
+                update(teacher, model)
+                known += rate * (model.weight.detach().double() - known)
+            gone, wanted = read(teacher).detach().double() - start.double(), known - start.double()
+            share = float((gone * wanted).sum() / wanted.square().sum())
+            dtype = str(read(teacher).dtype)[6:]
+            found.append({"setting": setting, "drift": drift, "rate": rate, "share": share, "dtype": dtype})
+    return found
 
 
 def swa_row(setting: str, average: Any, update: Callable, read: Callable, count: Callable, again: Callable) -> Row:

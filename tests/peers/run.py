@@ -3,7 +3,7 @@
     make peers                                   installs the packages under .peers/ the first time
     make peers ARGS='--only swa-gaussian torch'  some of them, without writing the results
 
-Prints four tables and writes them to benchmarks/results/peers.md and peers.json. Every implementation runs in a process
+Prints five tables and writes them to benchmarks/results/peers.md and peers.json. Every implementation runs in a process
 of its own (adapters.py) and within a time limit; one that cannot be had or run gets a row that says why.
 """
 
@@ -24,11 +24,14 @@ import numpy as np
 from known import (
     DECAY,
     DRAWS,
+    DRIFTS,
     EMA_TARGET,
     ITERATES,
     SPREAD_ITERATES,
     SPREAD_WEIGHTS,
     SPREADS,
+    TEACHER_RATES,
+    TEACHER_STEPS,
     TOLERANCE,
     UPDATES,
     judge,
@@ -136,6 +139,25 @@ def bf16_averages(answers: dict[str, Answer]) -> Table:
     return table
 
 
+def bf16_teachers(answers: dict[str, Answer]) -> Table:
+    """How far teachers of drifting bf16 students go, of the way that they should."""
+    cases = [f"drift {drift:g}, rate {rate:g}" for drift in DRIFTS for rate in TEACHER_RATES]
+    table: Table = [("implementation", "class", "stored in", *cases, "verdict")]
+    for name, answer in answers.items():
+        rows = answer.get("teacher", answer.get("error"))
+        if rows is None or "teacher" not in PEERS[name].asks:
+            continue
+        label = f"{name} {answer.get('version', '')}".strip()
+        if isinstance(rows, str):
+            table.append((label, "", "", *[""] * len(cases), rows))
+            continue
+        right = all(abs(row["share"] - 1) < 0.005 for row in rows)
+        words = "right" if right else "wrong: updates smaller than half a bf16 step are lost"
+        shares = [f"{100 * row['share']:.1f} %" for row in rows]
+        table.append((label, rows[0]["setting"], rows[0]["dtype"], *shares, words))
+    return table
+
+
 def fp32_variances(answers: dict[str, Answer]) -> Table:
     """The variance held after iterates of a given mean and spread, against the same in float64."""
     cases = [f"mean {mean:g}, std {std:g}" for mean, std in SPREADS]
@@ -198,6 +220,10 @@ def write_up(answers: dict[str, Answer], facts: dict[str, str]) -> str:
         f"## EMA of a bf16 model\n\nDecay {DECAY:g}; 4096 weights N(0, 1), then all moved by one, then {UPDATES} "
         "updates. Warm-ups\nswitched off.",
         render(bf16_averages(answers)),
+        "## Teachers of bf16 students\n\n65536 weights N(0, 1) that drift by normal steps of so many standard "
+        f"deviations in all, over\n{TEACHER_STEPS} updates at the teacher's rate: the share of the way that the same "
+        "recursion in float64 goes.",
+        render(bf16_teachers(answers)),
         f"## Variance in float32\n\n{SPREAD_ITERATES} iterates of {SPREAD_WEIGHTS} weights: median relative error of "
         "the variance held,\nagainst float64, and the share of weights where it is negative, before any clamp. Right: "
         "a median error under 1 %.",

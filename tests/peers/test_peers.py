@@ -49,6 +49,20 @@ def test_our_average_of_a_bf16_model_arrives():
     assert abs(row["share"] - EMA_TARGET) < 1e-3 and row["dtype"] == "float32"
 
 
+def test_our_teacher_of_a_bf16_student_arrives():
+    rows = SECTIONS["lowland"]["teacher"]()
+    assert len(rows) == 4 and all(abs(row["share"] - 1) < 1e-3 and row["dtype"] == "float32" for row in rows), rows
+
+
+@pytest.mark.slow
+def test_trls_teacher_of_a_bf16_student_does_not():
+    rows = asked("trl")["teacher"]
+    if isinstance(rows, str):
+        pytest.skip(rows)
+    assert all(row["share"] < 0.9 and row["dtype"] == "bfloat16" for row in rows), rows
+    assert min(row["share"] for row in rows) < 0.3
+
+
 @pytest.mark.slow
 def test_swa_gaussian_is_right_at_one_setting_only():
     found = verdicts(asked("swa-gaussian")["swag"])
