@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -19,6 +19,8 @@ from .manifold import derived, groups_of, ingredients_of
 from .output import Assembly, check_target, sizes
 from .plan import Plan, opened, room, settings_of, types_of
 from .streaming import Job, Key, Piece, Place, Report, cut, stream
+
+STAGE = "lowland-stage.safetensors"  # what a distributed checkpoint is written from
 
 Merge = Callable[[Iterator[Weights]], Weights]
 
@@ -59,11 +61,14 @@ def plan_average(
     *,
     dtype: torch.dtype | None = None,
     check_finite: bool = True,
+    form: Literal["files", "dcp"] = "files",
     also_left: Sequence[tuple[Left, tuple[int, ...]]] = (),
 ) -> Plan:
     """Check an average without making it; `run` of the plan does. Arguments and errors as `average`.
 
     Args:
+        form: "files" as the first input has them, or "dcp": a folder that `torch.distributed.checkpoint` loads,
+            under the keys and in the pieces of the first input.
         also_left: what the choice of inputs left out, for the account.
     """
     checkpoints, said = opened(inputs)
@@ -76,28 +81,46 @@ def plan_average(
     if dtype is not None:
         types = {name: dtype if own.is_floating_point else own for name, own in types.items()}
         differ = []
-    shards = shards_of(checkpoints, target)
+    if form == "dcp":
+        if is_file_name(target):
+            raise ValueError(f"a distributed checkpoint is a folder: name it without a suffix, got {target.name}")
+        shards: tuple[Shard, ...] = (Shard(STAGE, tuple(first.tensors), {"format": "pt"}),)
+    else:
+        shards = shards_of(checkpoints, target)
     read = sum(checkpoint.nbytes for checkpoint in checkpoints)
     shaped = {name: v for shard in shards for name, v in sizes(first.tensors, shard.names, types).items()}
-    written = sum(d.itemsize * prod(shape) for d, shape in shaped.values())
+    written = sum(d.itemsize * prod(shape) for d, shape in shaped.values()) * (2 if form == "dcp" else 1)
     known = groups_of(first.tensors)
     kept = "the widest of the inputs" if differ else "of the input"
-    settings = settings_of(checkpoints, merge, dtype=str(dtype or kept).removeprefix("torch."))
+    settings = settings_of(checkpoints, merge, dtype=str(dtype or kept).removeprefix("torch."), form=form)
     names = [name for shard in shards for name in shard.names]
     floats = [name for name in names if first.tensors[name].dtype.is_floating_point]
     others = [name for name in names if not first.tensors[name].dtype.is_floating_point]
     kinds = [f"{g.names[0]} and what belongs to it: averaged as the weight of a {g.kind}" for g in known[:1]]
     copy = ["one input: its weights are copied, not averaged"] if len(checkpoints) == 1 else []
     beside_weights = [".".join(keys) for shard in shards for keys in shard.carried]
+    objects = [".".join(path) for path in first.distributed_layout()[2]]
+    also = list(also_left)
+    if form == "dcp":
+        beside_weights = objects
+    elif objects:
+        told = f"{len(objects)} objects such as {objects[0]}" if len(objects) > 1 else objects[0]
+        also.append((Left(told, 0, "no tensor; --as dcp carries it along"), tuple(range(len(checkpoints)))))
     account = account_of(
-        checkpoints, floats, [*said, *differ, *kinds, *copy], carried=[*others, *beside_weights], also=also_left
+        checkpoints, floats, [*said, *differ, *kinds, *copy], carried=[*others, *beside_weights], also=also
     )
 
     def run(plan: Plan, report: Report, restart: bool) -> None:
-        room(plan)
+        ranks = plan.ranks
+        if ranks.rank:
+            ranks.barrier()  # until the first has made room
+        else:
+            room(plan)
         ties = tied_names(plan.checkpoints)
-        with Assembly(target, plan.settings, restart=restart) as assembly:
+        with Assembly(target, plan.settings, restart=restart and not ranks.rank, ranks=ranks) as assembly:
             places, aliases = room_for(assembly, first, shards, types, ties)
+            if ranks.world > 1 and not ranks.rank:
+                ranks.barrier()
             grouped = {name for group in known for name in group.names}
             alone = [name for name in floats if name not in aliases and name not in grouped]
             jobs = cut(plan.checkpoints, alone, _BYTES_AN_ELEMENT)
@@ -111,7 +134,15 @@ def plan_average(
             _pass(plan.checkpoints, jobs, 0, averaged, places, assembly, report, check_finite)
             _pass(plan.checkpoints[-1:], copies, len(jobs), _same, places, assembly, report, False)
             record = record_for(plan)
-            assembly.finish(lambda folder: beside(folder, first, shards, places, record), record)
+
+            def complete(folder: Path) -> None:
+                beside(folder, first, shards, places, record)
+                if form == "dcp":
+                    from .distributed_out import write_distributed
+
+                    write_distributed(folder, first, plan.checkpoints[-1], record)
+
+            assembly.finish(complete, record)
 
     return Plan(checkpoints, target, read, written, settings, account, run)
 
@@ -209,6 +240,7 @@ def _pass(
     todo = [number for number in range(len(jobs)) if begin + number not in assembly.finished]
     found = sum(_read(checkpoints, jobs[n]) + _written(places, jobs[n]) for n in set(range(len(jobs))) - set(todo))
     report(found)
+    todo = assembly.ranks.share(todo)
 
     def done(number: int) -> None:
         assembly.done(begin + number, _written(places, jobs[number]))

@@ -28,7 +28,9 @@ _SMALL = 64 << 20
 def record_for(plan: Plan) -> dict[str, Any]:
     """Return the record of a merge: method, inputs, and what became of every tensor."""
     inputs = [entry["path"] for entry in plan.settings["inputs"]]
-    return {**plan.settings, "inputs": inputs, "account": plan.account.as_dict()}
+    asked = {entry["path"]: entry["asked"] for entry in plan.settings["inputs"] if "asked" in entry}
+    more = {"asked": asked} if asked else {}
+    return {**plan.settings, "inputs": inputs, **more, "account": plan.account.as_dict()}
 
 
 def beside(

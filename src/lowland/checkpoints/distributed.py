@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,15 +15,13 @@ import torch
 from torch import Tensor
 
 from .archive import dtype_of
-from .layout import NESTS, Checkpoint, Left, Run, Shard, Stored, nest_of, of_training
+from .layout import NESTS, Checkpoint, Distributed, Left, Path_, Run, Shard, Stored, nest_of, of_training
 from .pickles import LONGEST, Object, loads
 from .torchfiles import read_piece
 
 # Shards of the output, as a distributed checkpoint is written as safetensors.
 SHARD_BYTES = 5 * 10**9
 _MODULE = "torch.distributed.checkpoint."
-
-Path_ = tuple[str, ...]
 
 
 def open_distributed(folder: Path, key: str | None = None) -> Checkpoint:
@@ -42,12 +40,13 @@ def open_distributed(folder: Path, key: str | None = None) -> Checkpoint:
         if file.stat().st_size > LONGEST:
             raise ValueError(f"it has more than {LONGEST} bytes")
         metadata = loads(file.read_bytes())
-        pieces, held, paths = _entries(metadata)
+        pieces, held, paths, objects = _entries(metadata)
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"{file} cannot be read as metadata of torch.distributed.checkpoint ({type(error).__name__}: {error}): "
             "copy or save it anew"
         ) from None
+    everything = paths
     paths, left = _weights(folder, paths, key)
     ends: dict[str, int] = {}
     for info in pieces.values():
@@ -66,9 +65,41 @@ def open_distributed(folder: Path, key: str | None = None) -> Checkpoint:
     if not tensors:
         raise ValueError(f"{folder} holds no tensors")
     shards, index = _layout(tensors)
+    stored = {".".join(path): name for name, path in paths.items()}
+    one = next(iter(paths))
+    held_objects = _of_model(objects, everything[one][: len(everything[one]) - len(paths[one])])
     return Checkpoint(
-        folder, "torch.distributed.checkpoint", tensors, shards, {index[0]: index[1]} if index else {}, left=left
+        folder,
+        "torch.distributed.checkpoint",
+        tensors,
+        shards,
+        {index[0]: index[1]} if index else {},
+        left=left,
+        distributed=Distributed(
+            {name: everything[key] for name, key in stored.items()},
+            {name: held[key].chunks for name, key in stored.items()},
+            _runs(folder, held_objects, pieces),
+        ),
     )
+
+
+def _of_model(objects: Mapping[str, Path_], prefix: Path_) -> dict[str, Path_]:
+    """The objects that lie where the model's tensors do."""
+    depth = len(prefix)
+    return {
+        name: path
+        for name, path in objects.items()
+        if path[:depth] == prefix and len(path) > depth and (depth or not _of_training(path))
+    }
+
+
+def _runs(folder: Path, objects: Mapping[str, Path_], pieces: Mapping[Any, _Info]) -> dict[Path_, Run]:
+    found = {}
+    for name, path in objects.items():
+        info = pieces.get((name, ()))
+        if info is not None and not info.compressed:
+            found[path] = Run(folder / info.file, info.offset, 0, info.length)
+    return found
 
 
 @dataclass(frozen=True)
@@ -90,7 +121,9 @@ class _Entry:
     chunks: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 
 
-def _entries(metadata: Any) -> tuple[dict[Any, _Info], dict[str, _Entry], dict[str, Path_]]:
+def _entries(
+    metadata: Any,
+) -> tuple[dict[Any, _Info], dict[str, _Entry], dict[str, Path_], dict[str, Path_]]:
     if not isinstance(metadata, Object) or metadata.name != f"{_MODULE}metadata.Metadata":
         raise ValueError(f"it holds {getattr(metadata, 'name', type(metadata).__name__)}")
     pieces = {}
@@ -102,7 +135,7 @@ def _entries(metadata: Any) -> tuple[dict[Any, _Info], dict[str, _Entry], dict[s
             pieces[str(index.get("fqn")), _shape(where or ())] = _Info(
                 str(file), offset, length, bool(info.get("transform_descriptors"))
             )
-    held = {}
+    held, objects = {}, []
     for name, entry in metadata.get("state_dict_metadata").items():
         if isinstance(entry, Object) and entry.get("chunks") is not None:
             chunks = tuple((_shape(c.get("offsets")), _shape(c.get("sizes"))) for c in entry.get("chunks"))
@@ -110,10 +143,16 @@ def _entries(metadata: Any) -> tuple[dict[Any, _Info], dict[str, _Entry], dict[s
             state = properties.state
             dtype = dtype_of(state[0] if isinstance(state, tuple) else properties.get("dtype"))
             held[str(name)] = _Entry(dtype, _shape(entry.get("size")), chunks)
+        else:
+            objects.append(str(name))
     planned = metadata.get("planner_data") or {}
     if not isinstance(planned, dict):
         planned = {}
-    return pieces, held, {name: tuple(map(str, planned.get(name) or (name,))) for name in held}
+
+    def path(name: str) -> Path_:
+        return tuple(map(str, planned.get(name) or (name,)))
+
+    return pieces, held, {name: path(name) for name in held}, {name: path(name) for name in objects}
 
 
 def _whole(value: Any) -> int:

@@ -85,6 +85,21 @@ class Shard:
     carried: Mapping[tuple[str, ...], Any] = field(default_factory=dict)
 
 
+Path_ = tuple[str, ...]
+Pieces = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]  # offsets and sizes of each
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """How a distributed checkpoint holds its tensors: under which keys and in which pieces, by name, and what objects
+    belong to the model's state, by their keys.
+    """
+
+    keys: Mapping[str, Path_]
+    pieces: Mapping[str, Pieces]
+    objects: Mapping[Path_, Run]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What lies under a path, and how it is laid out in files.
@@ -102,6 +117,14 @@ class Checkpoint:
     state: Mapping[str, Any] | None = None  # header of a lowland state file
     left: tuple[Left, ...] = ()
     folders: tuple[str, ...] = ()
+    distributed: Distributed | None = None
+    asked: Mapping[str, Any] = field(default_factory=dict)  # key, keep and drop, where they were given
+
+    def distributed_layout(self) -> tuple[Mapping[str, Path_], Mapping[str, Pieces], Mapping[Path_, Run]]:
+        """Return keys, pieces and objects of a distributed checkpoint; of another kind, a name and a piece each."""
+        if self.distributed is None:
+            return {name: (name,) for name in self.tensors}, {}, {}
+        return self.distributed.keys, self.distributed.pieces, self.distributed.objects
 
     @property
     def nbytes(self) -> int:

@@ -21,6 +21,7 @@ import torch
 from ..files.replacing import flush, put
 from ..files.replacing import write_bytes as durable
 from .layout import DTYPE_NAMES, Stored, is_file_name
+from .ranks import Ranks
 from .streaming import Place
 from .torchfiles import mend_checksums, write_torch_skeleton
 
@@ -42,14 +43,18 @@ class Assembly:
         ValueError: an unfinished run under another plan lies there.
     """
 
-    def __init__(self, target: Path, plan: Mapping[str, Any], *, restart: bool = False) -> None:
+    def __init__(
+        self, target: Path, plan: Mapping[str, Any], *, restart: bool = False, ranks: Ranks | None = None
+    ) -> None:
+        self.ranks = ranks or Ranks()
         self.target = target
         self.part = target.parent / f".{target.name}.part"
         check_target(target)
-        if restart and self.part.exists():
+        if restart and self.part.exists() and self.ranks.rank == 0:
             shutil.rmtree(self.part)
         self.part.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.part / _JOURNAL).open("a+", encoding="ascii")
+        own = _JOURNAL if self.ranks.rank == 0 else f"{_JOURNAL}-{self.ranks.rank}"
+        self._lock = (self.part / own).open("a+", encoding="ascii")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -65,9 +70,9 @@ class Assembly:
             )
         if not written.exists():
             durable(written, text.encode())
-        self._lock.seek(0)
         # A kill can cut the last line short.
-        self.finished = {int(line) for line in self._lock.read().split("\n")[:-1]}
+        journals = [path.read_text(encoding="ascii") for path in sorted(self.part.glob(f"{_JOURNAL}*"))]
+        self.finished = {int(line) for text in journals for line in text.split("\n")[:-1]}
         self.files: list[Path] = []
         self._mend: list[Path] = []
         self._waiting: list[int] = []
@@ -83,7 +88,7 @@ class Assembly:
             self._syncs.append(self._pool.submit(self._sync, self._waiting))
         self._pool.shutdown()
         self._lock.close()
-        if isinstance(error, ValueError) and not self.finished and not self._syncs:
+        if isinstance(error, ValueError) and self.ranks.rank == 0 and not self.finished and not self._syncs:
             # A refusal before anything was done: the same command can never finish, so nothing is kept for it.
             shutil.rmtree(self.part, ignore_errors=True)
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -131,14 +136,15 @@ class Assembly:
     ) -> dict[str, Place]:
         """Make room for a torch file and return the places of its tensors."""
         path = self.path(name)
-        skeleton = self.path(f"lowland-skeleton/{name}")
+        home = f"lowland-skeleton-{self.ranks.rank}"
+        skeleton = self.path(f"{home}/{name}")
         skeleton.parent.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         offsets = write_torch_skeleton(skeleton, tensors, ties, under, carried)
         if not (path.exists() and path.stat().st_size == skeleton.stat().st_size):
             self._forget()
             put(skeleton, path)
-        shutil.rmtree(self.path("lowland-skeleton"))
+        shutil.rmtree(self.path(home))
         self.files.append(path)
         self._mend.append(path)
         return {
@@ -158,6 +164,8 @@ class Assembly:
         """Whatever the journal says, the bytes are not there."""
         self.finished.clear()
         self._lock.truncate(0)
+        for journal in self.part.glob(f"{_JOURNAL}-*"):
+            journal.unlink()
 
     def done(self, number: int, nbytes: int) -> None:
         """Note a job whose bytes are written; now and then they are put on the disk and entered in the journal."""
@@ -183,6 +191,13 @@ class Assembly:
         """
         for sync in self._syncs:
             sync.result()
+        if self.ranks.world > 1:
+            if self._waiting:
+                self._sync(self._waiting)
+            self.ranks.barrier()
+        if self.ranks.rank:
+            self.ranks.barrier()  # until the first has renamed it
+            return
         for path in self._mend:
             mend_checksums(path)
         for path in self.files:
@@ -190,7 +205,8 @@ class Assembly:
         if not is_file_name(self.target):
             beside(self.part)
             (self.part / _PLAN).unlink()
-            (self.part / _JOURNAL).unlink()
+            for journal in self.part.glob(f"{_JOURNAL}*"):
+                journal.unlink()
             flush(self.part)
             put(self.part, self.target)  # check_target saw that there is none, or an empty one
         else:
@@ -198,6 +214,8 @@ class Assembly:
                 durable(record_of(self.target), (json.dumps(record, indent=2) + "\n").encode())
             put(self.part / self.target.name, self.target)
             shutil.rmtree(self.part)
+        if self.ranks.world > 1:
+            self.ranks.barrier()
 
 
 def record_of(target: Path) -> Path:

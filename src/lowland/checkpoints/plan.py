@@ -19,6 +19,7 @@ from .layout import Checkpoint, Stored
 from .mixing import differing_codes, differing_masks, obstacles
 from .names import aligned
 from .output import check_room, ground
+from .ranks import Ranks
 from .sources import open_checkpoint
 from .streaming import Report, stretch
 
@@ -41,6 +42,7 @@ class Plan:
     settings: Mapping[str, Any]
     account: Account
     _run: Callable[[Plan, Report, bool], None] = field(repr=False)
+    ranks: Ranks = Ranks()
 
     def run(self, report: Report | None = None, *, restart: bool = False) -> Path:
         """Do it, or go on where a killed run stopped; return the file or folder written.
@@ -142,6 +144,7 @@ def settings_of(checkpoints: Sequence[Checkpoint], method: object, **more: Any) 
         {
             "path": str(checkpoint.path),
             "files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in checkpoint.files],
+            **({"asked": dict(checkpoint.asked)} if checkpoint.asked else {}),
         }
         for checkpoint in checkpoints
     ]

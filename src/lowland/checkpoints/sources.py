@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,10 @@ def open_checkpoint(
     if not source.exists():
         raise FileNotFoundError(f"there is no checkpoint {source}")
     opened = _open_file(source, key) if source.is_file() else _open_folder(source, key)
-    return chosen(opened, tuple(keep), tuple(drop))
+    asked = {"key": key, "keep": list(keep), "drop": list(drop)}
+    return replace(
+        chosen(opened, tuple(keep), tuple(drop)), asked={option: value for option, value in asked.items() if value}
+    )
 
 
 def _open_folder(source: Path, key: str | None) -> Checkpoint:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -62,6 +63,9 @@ def average(
     ema: Annotated[float | None, typer.Option(help="Exponential average: what the past keeps at each step.")] = None,
     half_life: Annotated[float | None, typer.Option(help="The same as a half-life, in checkpoints.")] = None,
     last: Last = None,
+    form: Annotated[
+        str | None, typer.Option("--as", help="dcp: a folder that torch.distributed.checkpoint loads.")
+    ] = None,
     dtype: Dtype = None,
     key: Key = None,
     keep: Keep = None,
@@ -74,6 +78,7 @@ def average(
 ) -> None:
     """Average checkpoints: equally, weighted or exponentially, in bounded memory whatever their size."""
     from ..checkpoints import expand, plan_average
+    from ..checkpoints.ranks import of_torchrun
 
     asked = Asked(weights, raw_weights, ema, half_life, decay, over, last, blend)
     asked.check()
@@ -84,8 +89,10 @@ def average(
         recipe.merge,
         dtype=_dtype(dtype),
         check_finite=not no_check_finite,
+        form=_form(form),
         also_left=models_beside(inputs),
     )
+    plan = replace(plan, ranks=of_torchrun())
     _go(plan, recipe.title, dry_run, restart, as_json, _loads(plan), recipe.coefficients)
 
 
@@ -291,6 +298,12 @@ def _tempered(scale: float) -> Any:
     return lambda loaded: loaded.tempered(scale)
 
 
+def _form(name: str | None) -> Literal["files", "dcp"]:
+    if name not in (None, "dcp", "files"):
+        raise ValueError(f"--as wants dcp, or files as the inputs have them; got {name}")
+    return "dcp" if name == "dcp" else "files"
+
+
 def _dtype(name: str | None) -> Any:
     import torch
 
@@ -336,7 +349,8 @@ def _go(
         "dry_run": dry_run,
         **plan.account.as_dict(),
     }
-    if not as_json:
+    quiet = plan.ranks.rank > 0  # one of several processes speaks
+    if not as_json and not quiet:
         screen.out.print(_inputs(plan, coefficients))
     moved = f"{screen.size(plan.bytes_read)} read, {screen.size(plan.bytes_written)} written"
     if dry_run:
@@ -355,6 +369,8 @@ def _go(
     with screen.byte_bar(title, plan.bytes_read + plan.bytes_written) as report:
         plan.run(report, restart=restart)
     seconds = time.perf_counter() - begin
+    if quiet:
+        return
     if as_json:
         screen.print_json({**facts, "seconds": seconds})
         return
