@@ -23,3 +23,5 @@ from .plan import estimate as estimate
 from .posterior import plan_posterior as plan_posterior
 from .posterior import posterior as posterior
 from .sources import open_checkpoint as open_checkpoint
+from .verify import Verified as Verified
+from .verify import verify as verify

@@ -14,6 +14,7 @@ from ..averager.averager import Averager
 from ..weights.named import Weights
 from .account import account_of
 from .beside import beside, record_for
+from .card import card, hashes_of
 from .layout import Checkpoint, Left, Shard, is_file_name
 from .manifold import derived, groups_of, ingredients_of
 from .output import Assembly, check_target, sizes
@@ -62,6 +63,8 @@ def plan_average(
     dtype: torch.dtype | None = None,
     check_finite: bool = True,
     form: Literal["files", "dcp"] = "files",
+    with_card: bool = False,
+    scores: Sequence[float] | None = None,
     also_left: Sequence[tuple[Left, tuple[int, ...]]] = (),
 ) -> Plan:
     """Check an average without making it; `run` of the plan does. Arguments and errors as `average`.
@@ -69,6 +72,8 @@ def plan_average(
     Args:
         form: "files" as the first input has them, or "dcp": a folder that `torch.distributed.checkpoint` loads,
             under the keys and in the pieces of the first input.
+        with_card: write a README.md with the recipe and the hashes of the inputs, which are read once more.
+        scores: of the inputs alone, for the card.
         also_left: what the choice of inputs left out, for the account.
     """
     checkpoints, said = opened(inputs)
@@ -81,6 +86,8 @@ def plan_average(
     if dtype is not None:
         types = {name: dtype if own.is_floating_point else own for name, own in types.items()}
         differ = []
+    if with_card and is_file_name(target):
+        raise ValueError(f"a card lies in a folder: name the output without a suffix, got {target.name}")
     if form == "dcp":
         if is_file_name(target):
             raise ValueError(f"a distributed checkpoint is a folder: name it without a suffix, got {target.name}")
@@ -134,6 +141,8 @@ def plan_average(
             _pass(plan.checkpoints, jobs, 0, averaged, places, assembly, report, check_finite)
             _pass(plan.checkpoints[-1:], copies, len(jobs), _same, places, assembly, report, False)
             record = record_for(plan)
+            if with_card and not ranks.rank:
+                record["hashes"] = {str(c.path): hashes_of(c) for c in plan.checkpoints}
 
             def complete(folder: Path) -> None:
                 beside(folder, first, shards, places, record)
@@ -141,6 +150,8 @@ def plan_average(
                     from .distributed_out import write_distributed
 
                     write_distributed(folder, first, plan.checkpoints[-1], record)
+                if with_card:
+                    (folder / "README.md").write_text(card(record, scores), encoding="utf-8")
 
             assembly.finish(complete, record)
 

@@ -75,12 +75,16 @@ def _group(kind: str, tensors: Mapping[str, Stored], *names: str) -> Group:
 
 
 def ingredients_of(ingredients: Iterator[Weights], groups: Iterable[Group]) -> Iterator[Weights]:
-    """Yield stretches with the weights of weight-norm groups in the place of their directions."""
-    known = [group for group in groups if group.kind == "weight norm"]
+    """Yield stretches with the weights of weight-norm groups in the place of their directions, and no unit vectors."""
+    known = list(groups)
     for weights in ingredients:
         made = dict(weights)
         for group in known:
-            if group.names[0] in made:
+            if group.names[0] not in made:
+                continue
+            if group.kind == "spectral norm":
+                del made[group.names[1]], made[group.names[2]]
+            else:
                 g, v = (made[name].view(shape) for name, shape in zip(group.names, group.shapes, strict=True))
                 made[group.names[1]] = (v * (g / _size(v, g.shape))).flatten()
         yield made
@@ -97,7 +101,7 @@ def derived(mean: Mapping[str, Tensor], groups: Iterable[Group]) -> dict[str, Te
             made[group.names[0]] = _size(weight, group.shapes[0]).flatten()
         else:
             weight = made[group.names[0]].view(group.shapes[0])
-            u, v = singular(_matrix(weight, *group.shapes[1:]), made[group.names[1]])
+            u, v = singular(_matrix(weight, *group.shapes[1:]))
             made[group.names[1]], made[group.names[2]] = u.to(weight.dtype), v.to(weight.dtype)
     return made
 
@@ -120,17 +124,16 @@ def _matrix(weight: Tensor, u: tuple[int, ...], v: tuple[int, ...]) -> Tensor:
     )
 
 
-def singular(matrix: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the leading singular vectors of a matrix, by power iteration from `start`.
+def singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the leading singular vectors of a matrix, by power iteration.
 
-    >>> u, v = singular(torch.diag(torch.tensor([3.0, 1.0])), torch.tensor([0.6, 0.8]))
+    >>> u, v = singular(torch.diag(torch.tensor([3.0, 1.0])))
     >>> u.abs().round().tolist(), v.abs().round().tolist()
     ([1.0, 0.0], [1.0, 0.0])
     """
     wide = matrix.double()
-    u = start.double().clone()
-    if not float(u.norm()) > 1e-6:
-        u = torch.ones(len(wide), dtype=torch.float64)
+    # Of no special direction: one that is orthogonal to the leading vector would find another.
+    u = torch.linspace(1.0, 2.0, len(wide), dtype=torch.float64).sin() + 1e-3 * torch.arange(len(wide)).cos()
     before = -1.0
     v = wide.T @ u
     for _ in range(_ITERATIONS):

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from . import checkpoints, choose, data, doctor, grids, landscape, runs, schedule, screen, studies
+from . import checkpoints, choose, data, doctor, grids, landscape, runs, schedule, screen, states, studies
 
 
 class _Stopped(Exception):
@@ -44,8 +44,9 @@ app.command()(checkpoints.average)
 app.command()(checkpoints.soup)
 app.command()(choose.choose)
 app.command()(checkpoints.posterior)
-app.command()(checkpoints.sample)
-app.command()(checkpoints.info)
+app.command()(states.sample)
+app.command()(states.info)
+app.command()(states.verify)
 app.command()(schedule.schedule)
 app.command()(doctor.doctor)
 app.command()(landscape.landscape)

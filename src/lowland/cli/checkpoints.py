@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,6 +28,7 @@ Dtype = Annotated[
 ]
 NoCheck = Annotated[bool, typer.Option("--no-check-finite", help="Let NaN and infinities pass.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say bytes and time, write nothing.")]
+Card = Annotated[bool, typer.Option("--card", help="Write a README.md: recipe, hashes of the inputs, scores.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Forget an unfinished run instead of going on with it.")]
 Key = Annotated[
     str | None,
@@ -66,6 +66,7 @@ def average(
     form: Annotated[
         str | None, typer.Option("--as", help="dcp: a folder that torch.distributed.checkpoint loads.")
     ] = None,
+    card: Card = False,
     dtype: Dtype = None,
     key: Key = None,
     keep: Keep = None,
@@ -90,6 +91,7 @@ def average(
         dtype=_dtype(dtype),
         check_finite=not no_check_finite,
         form=_form(form),
+        with_card=card,
         also_left=models_beside(inputs),
     )
     plan = replace(plan, ranks=of_torchrun())
@@ -103,6 +105,7 @@ def soup(
         str, typer.Option(help="Command to run on a candidate, such as 'python eval.py {}'; its last number counts.")
     ],
     lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="The score is a loss.")] = False,
+    card: Card = False,
     dtype: Dtype = None,
     key: Key = None,
     keep: Keep = None,
@@ -139,6 +142,8 @@ def soup(
         soups.uniform,
         dtype=_dtype(dtype),
         check_finite=not no_check_finite,
+        with_card=card,
+        scores=[-found.scores[place] if lower_is_better else found.scores[place] for place in found.members],
         also_left=also,
     )
     with screen.byte_bar("writing the soup", final.bytes_read + final.bytes_written) as report:
@@ -202,73 +207,6 @@ def posterior(
     _go(plan, f"SWAG of rank {min(rank, len(paths))}", dry_run, restart, as_json, follow)
 
 
-def sample(
-    posterior: Annotated[Path, typer.Argument(help="What `lowland posterior` or lowland.save wrote.")],
-    like: Annotated[Path, typer.Option(help="A checkpoint or adapter whose layout and other tensors the draws take.")],
-    out: Annotated[Path, typer.Option("--out", help="A folder for sample-0, sample-1, ...")],
-    n: Annotated[int, typer.Option("-n", "--samples", help="How many draws.")] = 1,
-    seed: Annotated[int, typer.Option(help="The same seed, the same draws.")] = 0,
-    scale: Annotated[float | None, typer.Option(help="Multiplies the covariance \\[default: 1, the paper's].")] = None,
-    as_json: screen.Json = False,
-) -> None:
-    """Draw weights from a saved posterior and write them as ordinary checkpoints or adapters."""
-    from ..checkpoints import open_checkpoint
-    from ..checkpoints import sample as draw
-
-    begin = time.perf_counter()
-    first = open_checkpoint(like)
-    with screen.byte_bar("drawing", n * first.nbytes) as report:
-        made = draw(
-            posterior, first, n, out, seed=seed, view=None if scale is None else _tempered(scale), report=report
-        )
-    seconds = time.perf_counter() - begin
-    if as_json:
-        screen.print_json({"output": list(map(str, made)), "seed": seed, "seconds": seconds})
-        return
-    draws = "draw" if n == 1 else "draws"
-    screen.say(f"Wrote {n} {draws} to {out} in {seconds:.1f} s: predict with each and average the probabilities.")
-
-
-def info(
-    path: Annotated[Path, typer.Argument(help="A checkpoint, or what lowland.save wrote.")],
-    key: Key = None,
-    names: Annotated[bool, typer.Option("--names", help="List every tensor with its type and shape.")] = False,
-    as_json: screen.Json = False,
-) -> None:
-    """Say what a checkpoint or a state file holds."""
-    from ..checkpoints import describe
-
-    held = describe(path, key=key)
-    if as_json:
-        screen.print_json(held)
-        return
-    table = Table(title=escape(f"{path.name}: {held['class']}, {screen.size(held['bytes'])}"))
-    for heading in held["parts"][0] if held["parts"] else ():
-        table.add_column(heading)
-    for part in held["parts"]:
-        table.add_row(*(escape(_cell(key, value)) for key, value in part.items()))
-    screen.out.print(table)
-    if names:
-        for name, told in held.get("names", {}).items():
-            screen.say(f"{name}  {told['dtype']} {tuple(told['shape'])}")
-    if "adapter" in held:
-        screen.say("Adapter: " + ", ".join(f"{k} {v}" for k, v in held["adapter"].items()) + ".")
-    for left in held.get("left", ()):
-        screen.say(f"Beside it: {left['name']} ({left['why']}).")
-    if "tied" not in held:
-        screen.say(f"Read it in Python: lowland.load({str(path)!r}).")
-        return
-    numbers = ", ".join(f"{count:,} {dtype}" for dtype, count in held["numbers"].items())
-    tied = f" Tied: {'; '.join(' = '.join(group) for group in held['tied'][:3])}." if held["tied"] else ""
-    screen.say(f"{held['tensors']} tensors: {numbers}.{tied} Average several with `lowland average`.")
-
-
-def _cell(key: str, value: object) -> str:
-    if key == "bytes" and isinstance(value, int):
-        return screen.size(value)
-    return json.dumps(value) if isinstance(value, dict) else str(value)
-
-
 def opened_inputs(
     paths: Sequence[Path], key: str | None, keep: Sequence[str] | None, drop: Sequence[str] | None
 ) -> list[Checkpoint]:
@@ -292,10 +230,6 @@ def _loads(plan: Plan) -> str:
 def _close(plan: Plan, verb: str = "averaged") -> None:
     for line in plan.account.lines(len(plan.checkpoints), verb):
         screen.say(line)
-
-
-def _tempered(scale: float) -> Any:
-    return lambda loaded: loaded.tempered(scale)
 
 
 def _form(name: str | None) -> Literal["files", "dcp"]:
