@@ -43,21 +43,19 @@ def main() -> None:
     data, name = study.data, "population_seeds"
     if given.cifar:
         name = "population_cifar"
-        data = dataclasses.replace(
-            data, sets=("cifar10",), counts=(CIFAR_COUNTS,), paths=(f"cifar10={given.cifar.absolute()}",)
-        )
+        data = dataclasses.replace(data, sets=("cifar10",), counts=(CIFAR_COUNTS,), paths=(f"cifar10={given.cifar}",))
         training = dataclasses.replace(training, batch_size=64)
     study = dataclasses.replace(study, networks=networks, training=training, data=data)
     folder = Path("runs") / f"{name}-{given.epochs}-{given.members.replace(',', '-')}"
     metrics = run_grid(study, KIND, cells(study), run_cell, folder, build=from_mapping, jobs=given.jobs, resume=True)
     write_report(folder)
     notes = [
-        "The same for a user: `lowland study population`, with CIFAR-10 by a configuration. `cnn.n3` is the network and "
-        "the number of members, `.one` a population of one start, `.mixed` one whose members have recipes of their own.",
+        "The same for a user: `lowland study population`, with CIFAR-10 by a configuration. `cnn.n3` is the network "
+        "and the number of members, `.one` a population of one start, `.mixed` one whose members have own recipes.",
         "All rules of a cell have as many forward passes. Averages and soups have exact BatchNorm statistics, members "
         "and ensembles those of their training. Milliseconds are of a machine with other work beside.",
-        "Rates are those of the study of images, the rules' settings their defaults in the configuration below; nothing "
-        "was tuned for any of them.",
+        "Rates are those of the study of images, the rules' settings their defaults in the configuration below; "
+        "nothing was tuned for any of them.",
     ]
     command = f"python benchmarks/population_seeds.py --epochs {given.epochs} --members {given.members}"
     command += f" --pools {given.pools} --seeds {given.seeds}"

@@ -28,7 +28,7 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * len(loader))
     loader, optimizer = accelerator.prepare(loader, optimizer)  # each process its share of the batches
-    population = Population(model, PAPA(every=5), optimizers=optimizer.optimizer, group=dist.group.WORLD)
+    population = Population(model, PAPA(every=2, alpha=0.9), optimizers=optimizer.optimizer, group=dist.group.WORLD)
     accelerator.register_for_checkpointing(population)  # save_state and load_state hold the member of each process
     before = population.consensus()
     for _ in range(EPOCHS):

@@ -8,7 +8,9 @@ The Trainer would make one model of all ranks. So the process group is begun fir
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,10 +35,20 @@ class PopulationCallback(TrainerCallback):
         stepper = getattr(optimizer, "optimizer", optimizer)  # Accelerate's wrapper or torch's own
         group = dist.group.WORLD
         self.population = Population(model, self.rule, optimizers=stepper, seed=self.seed, group=group)
+        saved = self._file(args, state)
+        if state.global_step and saved.exists():  # the Trainer resumes from this checkpoint
+            self.population.load_state_dict(torch.load(saved, weights_only=True))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.population is not None
         self.population.step()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        assert self.population is not None
+        torch.save(self.population.state_dict(), self._file(args, state))
+
+    def _file(self, args: Any, state: Any) -> Path:
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "population.pt"
 
 
 class Line(nn.Module):
@@ -70,16 +82,27 @@ def main() -> None:
     for key in LAUNCHER:
         os.environ.pop(key, None)
     callback = PopulationCallback(LocalSGD(every=4))
-    with tempfile.TemporaryDirectory() as folder:
+    resume = len(sys.argv) > 2 and sys.argv[2] == "resume"
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = f"{sys.argv[1] if len(sys.argv) > 1 else scratch}/member-{rank}"
         arguments = TrainingArguments(
-            folder, num_train_epochs=2, per_device_train_batch_size=4, learning_rate=0.05, seed=rank,
-            report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
-        )  # fmt: skip
-        Trainer(Line(), arguments, train_dataset=Rows(), callbacks=[callback]).train()
+            folder,
+            num_train_epochs=2,
+            per_device_train_batch_size=4,
+            learning_rate=0.05,
+            seed=rank,  # an order of its own
+            save_steps=12,
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(),
+        )
+        trainer = Trainer(Line(), arguments, train_dataset=Rows(), callbacks=[callback])
+        trainer.train(resume_from_checkpoint=resume)
     assert callback.population is not None
-    found = callback.population.consensus()
+    # What is asked of a population every rank asks.
+    apart, bias = callback.population.consensus(), float(callback.population.average()["layer.bias"])
     if rank == 0:
-        print(f"{callback.population}: squared distances {found:.2e}, {callback.population.meter.per_step}")
+        print(f"{callback.population}: squared distances {apart:.2e}, bias {bias!r}")
     dist.barrier()
     dist.destroy_process_group()
 
