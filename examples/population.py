@@ -2,7 +2,7 @@
 
     torchrun --standalone --nproc-per-node 3 examples/population.py
 
-`train` asks nothing of its launcher but an initialised process group: `docs/populations.md` hands it to Ray and Spark.
+`train` asks nothing of its launcher but an initialised process group: `docs/population.md` hands it to Ray and Spark.
 """
 
 from __future__ import annotations

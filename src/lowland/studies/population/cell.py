@@ -17,7 +17,7 @@ from lowland.soup import greedy
 from lowland.weights import Weights, applied
 
 from ..grid.cells import Cell
-from ..grid.paths import path_of
+from ..grid.configured import path_of
 from ..images.sets import Images, augmented, load_images, standardised
 from ..images.trajectory import parted, seeded
 from ..runs.randomness import derived_seed, one_thread, stream

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..grid.cells import Cell
-from ..grid.paths import placed
+from ..grid.configured import check_placed, read_placed
 from ..images.names import network_of
 from ..runs.settings import (
     BELOW_ONE,
@@ -21,7 +20,6 @@ from ..runs.settings import (
     at_least,
     check,
     one_of,
-    read_toml,
     sections_of,
 )
 
@@ -111,13 +109,7 @@ class PopulationStudy:
         for entry in self.data.counts:
             if not re.fullmatch(r"[^=]+=\d+/\d+/\d+", entry):
                 raise ValueError(f'data.counts must be like "mnist=1000/500/1500", got {entry!r}')
-        located = {entry.partition("=")[0] for entry in self.data.paths}
-        missing = [name for name in self.data.sets if name not in ("mnist", "digits") and name not in located]
-        if missing:
-            raise ValueError(
-                f"data.sets has {missing[0]!r}, which is no packaged set (mnist, digits): say in data.paths where it "
-                f'lies, like "{missing[0]}=images.npz"'
-            )
+        check_placed(self.data.paths, self.data.sets, ("mnist", "digits"), "data.sets", "set")
         cells(self)  # refuses names that files cannot have
 
 
@@ -194,8 +186,7 @@ def read_config(path: Path) -> PopulationStudy:
         ValueError: no TOML, an unknown section or key, a value of the wrong kind or out of range.
         FileNotFoundError: there is no such file.
     """
-    study = from_mapping(read_toml(path))
-    return dataclasses.replace(study, data=placed(study.data, path.parent))
+    return read_placed(path, from_mapping)
 
 
 def from_mapping(given: dict[str, Any]) -> PopulationStudy:
