@@ -35,7 +35,7 @@ def torchrun(folder: Path, ranks: int, steps: int, victim: int, at: int) -> str:
         start_new_session=True,
     ) as process:
         try:
-            told, _ = process.communicate(timeout=200)
+            told, _ = process.communicate(timeout=270)
         except BaseException:
             os.killpg(process.pid, 9)  # torchrun and its ranks: a session of their own
             raise

@@ -17,7 +17,7 @@ from . import screen
 from .runs import written_report
 from .studies import Out, Resume, study_app
 
-__all__ = ["images", "links", "study_app"]
+__all__ = ["decay", "images", "links", "population", "study_app"]
 
 Config = Annotated[Path | None, typer.Option("--config", help="A TOML file; without one the packaged sets.")]
 Seeds = Annotated[int | None, typer.Option(help="How many seeds, from 0 \\[default: 5].")]
@@ -75,6 +75,33 @@ def decay(
 
     given = {"model.names": _words(models), "training.seeds": _range(seeds)}
     _run(study, config, given, "decay", jobs, out_folder, resume, as_json)
+
+
+@study_app.command()
+def population(
+    config: Config = None,
+    sets: Annotated[str | None, typer.Option(help="Such as mnist,digits.")] = None,
+    networks: Annotated[str | None, typer.Option(help="Such as cnn,vgg,preresnet.")] = None,
+    members: Annotated[str | None, typer.Option(help="Members of a population, such as 3,5.")] = None,
+    seeds: Seeds = None,
+    jobs: Jobs = None,
+    out_folder: Out = None,
+    resume: Resume = False,
+    as_json: screen.Json = False,
+) -> None:
+    """Compare PAPA, DART, WASH, IMWA and local SGD with independent networks, at equal cost, on images."""
+    from ..studies import population as study
+
+    counts = _words(members)
+    if counts is not None and not all(word.isdecimal() for word in counts):
+        raise ValueError(f"--members must be whole numbers such as 3,5, got {members!r}")
+    given = {
+        "data.sets": _words(sets),
+        "networks.names": _words(networks),
+        "networks.members": None if counts is None else tuple(map(int, counts)),
+        "training.seeds": _range(seeds),
+    }
+    _run(study, config, given, "population", jobs, out_folder, resume, as_json)
 
 
 def _run(

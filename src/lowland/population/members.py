@@ -6,6 +6,7 @@ import hashlib
 import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -22,7 +23,7 @@ Named = dict[str, Tensor]
 
 
 class Members:
-    """What a rule mixes. Everything is read anew at each call: models may have moved since.
+    """What a rule mixes. Models are read anew at each step: they may have moved since.
 
     `step` counts the members' optimiser steps, this one included. `slots` are tensors that a rule keeps between steps,
     for each member of this process, by the rule's own names.
@@ -44,6 +45,8 @@ class Members:
         self.introduced = ""  # what all ranks must have in common, as text
         self.slots: dict[str, list[Named]] = {}
         self._batches = batches
+        self._looking = False
+        self._seen: list[dict[str, Tensor]] | None = None
         self._waits: list[Callable[[], None]] = []
         self._first_rates = [_first_rate(optimizer) for optimizer in optimizers or ()]
 
@@ -63,11 +66,24 @@ class Members:
 
     def whole(self) -> list[dict[str, Tensor]]:
         """The models' own selected tensors."""
-        return [selected(model, self.select) for model in self.models]
+        if self._seen is not None:
+            return self._seen
+        found = [selected(model, self.select) for model in self.models]
+        self._seen = found if self._looking else None
+        return found
 
     def first(self) -> dict[str, Tensor]:
         """The first one's own selected tensors: of the names, shapes and placements of all."""
-        return selected(self.models[0], self.select)
+        return self.whole()[0] if self._looking else selected(self.models[0], self.select)
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Walk through the models once for all that a block asks, as nothing in it replaces a tensor."""
+        self._looking, self._seen = True, None
+        try:
+            yield
+        finally:
+            self._looking, self._seen = False, None
 
     def buffers(self) -> list[Named]:
         """The floating-point buffers of each member, BatchNorm's running statistics among them; counters stay."""

@@ -129,9 +129,10 @@ class Population:
         own.exchange.traffic = Traffic()
         own.step += 1
         try:
-            if own.step == 1:
-                own.ready([])
-            self.rule.mix(own)
+            with own.looking():
+                if own.step == 1:
+                    own.ready([])
+                self.rule.mix(own)
         except BaseException:
             own.step -= 1
             raise
