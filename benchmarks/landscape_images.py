@@ -240,9 +240,10 @@ def kept(folder: Path, name: str) -> Work:
 
 
 def about(cell: Cell, study: Any, images: Any, seeds: int) -> dict[str, str]:
+    count = len(images.train[1])
     norms = "BatchNorm refreshed at every place from 2 batches and a control variate"
     return {
-        "data": f"CIFAR-10, {len(images.train[1]):,} training images, values on {round(SEEN * len(images.train[1])):,} of each part",
+        "data": f"CIFAR-10, {count:,} training images, values on {round(SEEN * count):,} of each part",
         "model": cell.model,
         "n": f"{seeds} seed{'s' * (seeds > 1)}",
         "refresh": norms if cell.model.startswith("preresnet") else "no BatchNorm",
