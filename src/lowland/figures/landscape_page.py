@@ -1,7 +1,7 @@
 """An interactive page of landscapes: one HTML file that refers to nothing outside itself.
 
-The script in it is written for this page, 21 kB beside the numbers. The bundle in plotly 7.1.0, which draws contours and
-turns surfaces too, weighs 4.8 MB: more than any grid it would show.
+The script in it is written for this page, 21 kB beside the numbers. The bundle in plotly 7.1.0, which draws contours
+and turns surfaces too, weighs 4.8 MB: more than any grid it would show.
 """
 
 from __future__ import annotations
