@@ -1,11 +1,11 @@
 """Does a short SWA phase at a low rate move at all, and what does the plane through its solutions show?
 
-After an experiment that found no gain by SWA: a MobileNetV2 is pretrained by AdamW (rate .01 to .001 by a cosine, decay
-1e-4), then SGD without momentum runs a saw-tooth from .001 to .0001 of 3 epochs, 4 times, and its 4 ends are averaged.
-Here beside it a phase long enough to move: SGD with momentum .9 at the constant rate .02, one model an epoch. Both start
-at the same pretrained weights; BatchNorm is refreshed for the average and at every place of the plane (pretrained, last,
-SWA). Told are the lengths of the plane, what the SWA phase changed in test accuracy with its standard error, and where
-loss and error are lowest.
+After an experiment that found no gain by SWA: a MobileNetV2 is pretrained by AdamW (a cosine to a tenth of its rate,
+decay 1e-4), then SGD without momentum runs a saw-tooth from .001 to .0001 of 3 epochs, 4 times, and its 4 ends are
+averaged. Here beside it a phase long enough to move: SGD with momentum .9 at the constant rate .02, one model an epoch.
+Both start at the same pretrained weights; BatchNorm is refreshed for each solution and at every place of the plane
+(pretrained, last, SWA). Told are the lengths of the plane, what the SWA phase changed in test accuracy beside its
+standard error, and where loss and error are lowest.
 
 Run: python benchmarks/landscape_mobilenet.py --path cifar10_jpeg.npz [--train 5000] [--epochs 20] [--side 9]
 What is finished is kept under runs/landscape_mobilenet. Results: benchmarks/results/landscape_mobilenet.json and .md,
@@ -39,7 +39,7 @@ PHASES: dict[str, tuple[int, int, float, Callable[[float], float]]] = {
     "short": (12, 3, 0.0, lambda t: 0.001 - (0.001 - 0.0001) * (t % 3) / 3),
     "long": (12, 1, 0.9, lambda t: 0.02),
 }
-PRETRAINED = 5e-3  # of the settings below this is AdamW's; the source's .01 is for batches of 256
+PRETRAINED = 5e-3  # AdamW's first rate; .01 goes with batches of 256
 
 
 class Training:
@@ -69,12 +69,10 @@ class Training:
 
     def sets(self, count: int) -> dict[str, list[tuple[Tensor, Tensor]]]:
         parts = {"train": self.images.train, "test": self.images.test}
-        return {
-            name: list(
-                zip(torch.split(standardised(x[:count], self.images), 250), torch.split(y[:count], 250), strict=True)
-            )
-            for name, (x, y) in parts.items()
-        }
+        return {name: self._batches(x[:count], y[:count]) for name, (x, y) in parts.items()}
+
+    def _batches(self, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(torch.split(standardised(x, self.images), 250), torch.split(y, 250), strict=True))
 
 
 def copied(model: nn.Module) -> Weights:
@@ -169,12 +167,13 @@ def main() -> None:
         )
         drawn(folder / f"plane-{name}.safetensors", name)
         print(f"plane of {name}, {time.process_time() - begun:.0f} CPU seconds", flush=True)
+    count, minutes = sum(t.numel() for t in start.values()), (time.process_time() - begun) / 60
     notes = [
-        f"One run, {options.train} training images; AdamW {options.epochs} epochs from {PRETRAINED} to a tenth of it by a "
-        f"cosine, batches of {options.batch}.",
-        "Short: SGD without momentum, saw-tooth .001 to .0001 of 3 epochs, 4 averaged. Long: momentum .9, rate .02, 12.",
-        f"{sum(t.numel() for t in start.values()):,} weights; {(time.process_time() - begun) / 60:.0f} CPU-minutes in this "
-        "call.",
+        f"One run, {options.train} training images, batches of {options.batch}; AdamW {options.epochs} epochs from "
+        f"{PRETRAINED} to a tenth of it by a cosine.",
+        "Short: SGD without momentum, a saw-tooth .001 to .0001 of 3 epochs, 4 ends averaged.",
+        "Long: momentum .9, constant rate .02, 12 epochs, each averaged.",
+        f"{count:,} weights; {minutes:.0f} CPU-minutes in this call.",
     ]
     write("landscape_mobilenet", "A short SWA phase and one that moves, from a pretrained MobileNetV2", tables, notes)
 
