@@ -83,6 +83,7 @@ def _item(heading: str, shown: Shown) -> dict[str, Any]:
             "measured": measured,
             "points": {name: [_number(x), _number(y)] for name, (x, y) in shown.points.items()},
             "path": shown.path,
+            "draws": [[_number(x), _number(y)] for x, y in shown.draws],
         }
     several: dict[str, Any] = dict(shown) if isinstance(shown, Mapping) else {"": shown}
     first = next(iter(several.values()))
