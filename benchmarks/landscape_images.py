@@ -333,6 +333,12 @@ def report(options: argparse.Namespace) -> None:
             continue
         minutes = sum(row["seconds"]["all"] for row in rows) / 60
         notes.append(f"{model}: {len(rows)} seeds, {rows[0]['parameters']:,} weights, {minutes:.0f} CPU-minutes.")
+        left = Estimate.of([row["whole"]["SGD 1.5"]["train error"] for row in rows]).mean
+        if left > 0.05:
+            notes.append(
+                f"{model}: not converged, SGD 1.5 still has a training error of {left:.2f}: these are places on the way "
+                "to a minimum, and nothing here speaks for or against the width of minima."
+            )
         tables[f"{model}: the solutions"] = solutions(rows)
         for other in ("SGD 1.5", "SGD"):
             tables[f"{model}: SWA beside {other}"] = widths(rows, other)
