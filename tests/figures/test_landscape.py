@@ -31,7 +31,8 @@ def grid() -> Grid:
     values["train loss"][0, 0], values["train loss"][-1, -1] = math.nan, math.inf
     places = tuple(x.tolist())
     points = {"SGD": (0.0, 0.0), "last": (1.5, 0.0), "SWA": (0.7, 1.1)}
-    return Grid(places, places, values, loss > -1, points, about=ABOUT)
+    draws = ((0.1, 0.9), (0.3, 1.2), (-0.2, 1.1), (0.4, 0.8))
+    return Grid(places, places, values, loss > -1, points, about=ABOUT, draws=draws)
 
 
 def walks() -> dict[str, Walk]:

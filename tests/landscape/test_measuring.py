@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -333,6 +334,7 @@ def test_results_are_read_back_as_they_were(tmp_path: Path) -> None:
     model = many.network()
     w = many.three(model)
     grid = plane(Plane.through(*w), many.measure(), points=5, work=Work(about={"model": "mlp"}))
+    grid = dataclasses.replace(grid, draws=((0.5, 0.25), (1.0, 2.0)))
     walk = line(*w[:2], many.measure(), points=3)
     found = rays(w[0], many.measure(), directions=2, places=[1.0])
     bent = spectrum(model, w[0], many.batches(), classification, steps=3, probes=2)

@@ -205,9 +205,19 @@ def test_swags_subspace_and_its_draws() -> None:
     drawn = swag.sample(300, generator=torch.Generator().manual_seed(0))["w"]
     places = torch.tensor([p.project({"w": w})[:2] for w in drawn])
     basis = torch.stack([p.u["w"], p.v["w"]])
-    # METHODS 17.9: the paper's covariance of these four iterates with K = 4 deviations, three of them not zero
     centred = drawn - mean["w"]
     assert torch.allclose(places.T.cov(), (basis @ centred.T).cov(), atol=1e-4)
+    # in the plane of the first two weights the paper's covariance is known: K = 4 deviations, the first of them zero
+    v, d = torch.tensor([3.5, 3.5]), deviations[:, :2]
+    covariance = basis[:, :2] @ (0.5 * (torch.diag(v) + d.T @ d / (len(d) - 1))) @ basis[:, :2].T
+    wide = torch.linalg.eigvalsh(covariance)
+    grid = Grid((0.0, 1.0), (0.0, 1.0), {}, torch.ones(2, 2) > 0, draws=tuple(map(tuple, places.tolist())))
+    _, axes = grid.ellipse()
+    assert (axes.norm(dim=1).square() / -2 / math.log(0.05)).tolist() == pytest.approx(wide.tolist(), rel=0.3)
+    inside = torch.linalg.solve(axes.T, (places.double() - places.double().mean(0)).T).square().sum(0) <= 1
+    assert 0.9 < float(inside.double().mean()) < 0.99
+    with pytest.raises(ValueError, match="three draws"):
+        Grid((0.0, 1.0), (0.0, 1.0), {}, torch.ones(2, 2) > 0).ellipse()
 
 
 def test_a_plane_of_two_solutions_and_a_direction() -> None:

@@ -88,6 +88,9 @@ def test_a_cell_has_every_method_part_and_metric(found: dict) -> None:
         assert 0 <= parts["test"]["accuracy"] <= 1
     assert found["curves"]["SWA"]["epoch"] == [8, 10, 12] and found["curves"]["last iterate"]["epoch"] == [4, 8, 10, 12]
     assert found["chosen"]["SWA from epoch"] == 6
+    line = found["landscape"]
+    assert line["t"][0] == -0.5 and line["t"][-1] == 1.5 and len(line["t"]) == 13 and line["length"] > 0
+    assert set(line["values"]) == {f"{part} {value}" for part in ("train", "test") for value in ("loss", "error")}
     assert len(found["trace"]) == 12 - 6 + 1 and found["trace"][0]["action"] == "first"
     assert [(row["value"], row["method"]) for row in found["sensitivity"]["start"]] == [
         (0.05, "SWA"), (0.05, "ASWA"), (1.0, "SWA"), (1.0, "ASWA")
@@ -109,7 +112,7 @@ def test_a_cell_repeats_whatever_the_threads_and_without_the_sensitivity(found: 
     finally:
         torch.set_num_threads(threads)
     assert again["sensitivity"] == {}
-    for key in ("methods", "curves", "trace", "chosen"):
+    for key in ("methods", "curves", "trace", "landscape", "chosen"):
         assert again[key] == found[key], key
 
 

@@ -46,6 +46,14 @@ def build(given: dict[str, Any]) -> ToyStudy:
     return ToyStudy(Toy(**given["toy"]))
 
 
+def line_of(r: random.Random) -> dict[str, Any]:
+    t = [k / 4 for k in range(-2, 7)]
+    loss, error = ([(a - low) ** 2 + r.gauss(0, 0.01) for a in t] for low in (0.2, 0.6))
+    lowest = {"train loss": 0.2 + r.gauss(0, 0.01), "test error": 0.6}
+    values = {"train loss": loss, "test error": error}
+    return {"t": t, "values": values, "length": 5.0, "lowest": lowest, "ends": ["SWA", "SGD"]}
+
+
 def run_cell(study: ToyStudy, cell: Cell) -> dict[str, Any]:
     if study.toy.fails == cell.name:
         raise RuntimeError("the loss is nan")
@@ -81,6 +89,7 @@ def run_cell(study: ToyStudy, cell: Cell) -> dict[str, Any]:
         "curves": curves,
         "trace": [{"action": action, "running": 0.8, "ahead": None, "averaged": 1} for action in actions],
         "sensitivity": {"start": sweep} if cell.data == "plain" else {},
+        "landscape": line_of(r) if cell.model != "huge" else None,
         "chosen": {"epoch": 7},
         "seconds": {"training": 2.0, "averaging": 0.5},
     }

@@ -325,6 +325,16 @@ def _contours(ax: Axes, grid: Grid, name: str, look: Look, first: bool) -> None:
                 zorder=5,
                 bbox={"boxstyle": "round,pad=0.15", "facecolor": "#ffffff", "edgecolor": "none", "alpha": 0.8},
             )
+    if grid.draws:
+        ax.plot(*zip(*grid.draws, strict=True), ".", color="#ffffff", markeredgecolor="#000000", markersize=4,
+                markeredgewidth=0.4, zorder=3)  # fmt: skip
+    if len(grid.draws) > 2:
+        centre, axes = grid.ellipse()
+        around = np.linspace(0, 2 * math.pi, 100)
+        edge = centre.numpy() + np.cos(around)[:, None] * axes[0].numpy() + np.sin(around)[:, None] * axes[1].numpy()
+        ax.plot(edge[:, 0], edge[:, 1], color="#000000", linewidth=1.2, linestyle="--", zorder=3)
+        ax.set_xlim(x[0], x[-1])
+        ax.set_ylim(y[0], y[-1])
     low = grid.lowest(name)
     ax.plot(low.x, low.y, "+", color="#000000", markersize=9, markeredgewidth=1.5, zorder=4)
     ax.set_title(f"{name}, lowest {low.value:.4g} (+)", fontsize=10, color=look.ink)

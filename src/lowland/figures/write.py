@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..aswa import ASWA
     from ..cycles import Schedule
+    from ..landscape import Grid, Rays, Spectrum, Walk
     from ..predict.accumulation import Accumulation
     from ..retroactive.choice import Choice
     from ..retroactive.sweep import Sweep
@@ -98,6 +100,51 @@ def write_choice(choice: Choice, path: str | os.PathLike[str], metric: str = "sc
     from .choice import choice_figure
 
     return _alone(choice_figure(choice, metric=metric), path)
+
+
+def write_landscape(
+    result: Grid | Mapping[str, Walk] | Mapping[str, Rays] | Mapping[str, Spectrum],
+    path: str | os.PathLike[str],
+    *,
+    values: Sequence[str] | None = None,
+    about: Mapping[str, str] | None = None,
+    ends: tuple[str, str] = ("a", "b"),
+    dark: bool = False,
+) -> Path:
+    """Write a picture of a landscape as SVG or PNG, by the ending of `path`, and return its path.
+
+    Args:
+        result: a grid; or lines, rays or spectra by name: several lines are seeds, several rays or spectra solutions.
+        values: which are drawn: panels of a plane, left and right axis of lines, one value of rays.
+        about: what the caption says: data, model, n, refresh, normalisation.
+        ends: what lies at both ends of lines.
+        dark: of a PNG; an SVG follows its page.
+
+    Raises `ImportError` where matplotlib is missing, `ValueError` for another ending or for values not measured.
+
+    >>> import tempfile
+    >>> from lowland.landscape import Walk
+    >>> walk = Walk((0.0, 0.5, 1.0), {"train loss": (2.0, 1.0, 3.0), "test error": (0.3, 0.2, 0.1)}, (1.0, 1.0))
+    >>> write_landscape({"0": walk}, Path(tempfile.mkdtemp()) / "line.png").name
+    'line.png'
+    """
+    _need_matplotlib()
+    from ..landscape import Grid, Rays, Walk
+    from . import landscape
+
+    if isinstance(result, Grid):
+        drawing = landscape.plane_drawing(result, values, about)
+    else:
+        shown: dict[str, Any] = dict(result)
+        first = next(iter(shown.values()))
+        if isinstance(first, Walk):
+            names = list(first.values) if values is None else list(values)
+            drawing = landscape.line_drawing(shown, names[0], names[-1], about, ends)
+        elif isinstance(first, Rays):
+            drawing = landscape.rays_drawing(shown, None if values is None else values[0], about)
+        else:
+            drawing = landscape.spectrum_drawing(shown, about)
+    return drawing.write(path, dark=dark)
 
 
 def _need_matplotlib() -> None:

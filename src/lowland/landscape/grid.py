@@ -38,6 +38,7 @@ class Grid:
         points: coordinates of the solutions by name.
         path: whether they are a path.
         about: what a caption says: data, model, n, refresh, normalisation.
+        draws: where draws of a posterior lie, by `Plane.project`: drawn as dots in an ellipse that holds 95 % of them.
 
     >>> grid = Grid((0.0, 1.0), (0.0, 1.0), {"loss": torch.tensor([[0.0, 1.0], [1.0, 2.0]])}, torch.ones(2, 2) > 0)
     >>> grid.area(1.0, "loss")
@@ -51,6 +52,7 @@ class Grid:
     points: dict[str, Point] = field(default_factory=dict)
     path: bool = False
     about: dict[str, str] = field(default_factory=dict)
+    draws: tuple[Point, ...] = ()
 
     def of(self, name: str | None = None) -> Tensor:
         """Return the values of one name, by default the first.
@@ -107,6 +109,29 @@ class Grid:
         """Return how far apart two values are lowest: a distance in weight space."""
         a, b = self.lowest(one), self.lowest(other)
         return math.hypot(a.x - b.x, a.y - b.y)
+
+    def ellipse(self, share: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Return the centre (2,) and the half axes (2, 2), a row each, of the ellipse that holds a share of the draws.
+
+        It is that of a Gaussian with the mean and the covariance of the draws.
+
+        Raises:
+            ValueError: there are fewer than three draws, or the share is no share.
+
+        >>> corners = ((0.0, 0.0), (2.0, 0.0), (0.0, 2.0), (2.0, 2.0))
+        >>> grid = Grid((0.0, 1.0), (0.0, 1.0), {}, torch.ones(2, 2) > 0, draws=corners)
+        >>> grid.ellipse(0.5)[0]
+        tensor([1., 1.], dtype=torch.float64)
+        """
+        if len(self.draws) < 3 or not 0 < share < 1:
+            raise ValueError(
+                f"an ellipse wants three draws or more and a share in (0, 1), got {len(self.draws)}, {share}"
+            )
+        places = torch.tensor(self.draws, dtype=torch.float64)
+        values, vectors = torch.linalg.eigh(places.T.cov())
+        # In two dimensions the squared distance of a Gaussian's draws is exponential with mean 2.
+        lengths = (-2 * math.log(1 - share) * values.clamp_min(0)).sqrt()
+        return places.mean(0), vectors.T * lengths[:, None]
 
     def __str__(self) -> str:
         size = f"{len(self.x)} x {len(self.y)} places, {int(self.measured.sum())} of them measured"

@@ -64,6 +64,8 @@ def _parts(result: Result) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if isinstance(result, Grid):
         tensors = {"x": _line(result.x), "y": _line(result.y), "measured": result.measured.to(torch.uint8)}
         text = {"points": result.points, "path": result.path, "about": result.about}
+        if result.draws:
+            tensors["draws"] = torch.tensor(result.draws, dtype=torch.float64)
         return tensors | _values(result.values), text
     if isinstance(result, Walk):
         tensors = {"t": _line(result.t), "pieces": _line(result.pieces)}
@@ -81,7 +83,9 @@ def _result(header: dict[str, Any], tensors: dict[str, Tensor]) -> Result:
     if kind == "Grid":
         points = {name: (float(x), float(y)) for name, (x, y) in header["points"].items()}
         x, y = _tuple(tensors["x"]), _tuple(tensors["y"])
-        return Grid(x, y, values, tensors["measured"].bool(), points, bool(header["path"]), dict(header["about"]))
+        draws = tuple((float(a), float(b)) for a, b in tensors["draws"].tolist()) if "draws" in tensors else ()
+        measured, path = tensors["measured"].bool(), bool(header["path"])
+        return Grid(x, y, values, measured, points, path, dict(header["about"]), draws)
     if kind == "Walk":
         named = {name: _tuple(values[name]) for name in header["names"]}
         return Walk(_tuple(tensors["t"]), named, _tuple(tensors["pieces"]))

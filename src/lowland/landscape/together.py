@@ -19,6 +19,7 @@ from ..predict.plans.prefix import Memo
 from ..predict.plans.stacked import Stack, Unstackable
 
 BYTES = 2**26  # of weights that are stacked at once
+LONGER = 4  # times the places that fill a matrix product: a loss is cheap, and the rest of a pass is shared
 
 Loss = Callable[[Any, Any], Any]
 
@@ -56,11 +57,10 @@ class Together:
             raise Unstackable("the loss does not call the model")
         arguments, rows = calls[0]
         self._stack.rows(arguments, rows)
-        self.count = min(
-            self._stack.together(arguments, 1 << 16), max(1, BYTES // max(places.bytes, 1))
-        )  # places a pass
-        if self.count < 2:
+        few = self._stack.together(arguments, 1 << 16)
+        if few < 2:
             raise Unstackable("a batch has too many rows for several places in one pass to gain")
+        self.count = max(2, min(LONGER * few, BYTES // max(places.bytes, 1)))  # places in a pass
         dtype = next(iter(pair.stacks.values())).dtype
         for got, wanted in zip(self.values(pair, batch), plain, strict=True):
             for name, value in wanted.items():

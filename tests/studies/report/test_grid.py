@@ -31,7 +31,10 @@ def test_the_page_holds_tables_tests_and_figures(folder: Path) -> None:
     metrics = json.loads((folder / "metrics.json").read_text())
     cell = metrics["table"]["hard"]["huge"]["ASWA"]["test"]["accuracy"]
     assert f"{cell['mean']:.4f} ± {cell['sd']:.4f}" in text
-    assert text.count('<svg class="plot"') == 2 + 6 + 3  # claims, curves, sensitivities
+    assert text.count('<svg class="plot"') == 2 + 6 + 3 + 4  # claims, curves, sensitivities, lines
+    line = metrics["landscape"]["plain"]["small"]
+    assert f"{line['shift']['mean']:.2f} ± {line['shift']['sd']:.2f}" in text
+    assert metrics["landscape"]["plain"]["huge"] is None
     assert "noise, severity 3" in text and "SWA minus SGD" in text
     assert "better in 6 of 6" in text and "better in 0 of 6" in text
     assert "://" not in re.sub(r'xmlns(:xlink)?="[^"]*"', "", text)

@@ -46,6 +46,7 @@ def gather(kind: Kind, results: Mapping[Cell, Result]) -> dict[str, Any]:
         "decisions": _by_pair(pairs, _decisions),
         "curves": _by_pair(pairs, _curves),
         "sensitivity": _by_pair(pairs, _sensitivity),
+        "landscape": _by_pair(pairs, _landscape),
         "seconds": _by_pair(pairs, lambda several: spread([sum(one["seconds"].values()) for one in several])),
     }
     return {**found, "verdict": verdict(kind, claims, len(ordered), len(found["seeds"]))}
@@ -141,6 +142,25 @@ def _sensitivity(several: list[Result]) -> dict[str, Any]:
             for (method, value), rows in sorted(found.items())
         ]
         for axis, found in axes.items()
+    }
+
+
+def _landscape(several: list[Result]) -> dict[str, Any] | None:
+    """The line between two solutions over seeds: means of the values at each place, and where they are lowest."""
+    found: list[dict[str, Any]] = [one["landscape"] for one in several if one.get("landscape")]
+    if not found or any(one["t"] != found[0]["t"] for one in found):
+        return None
+    names = list(found[0]["values"])
+    columns = {n: [spread(v) for v in zip(*(one["values"][n] for one in found), strict=True)] for n in names}
+    over = {n: {key: [c[key] for c in cells] for key in ("mean", "sd")} for n, cells in columns.items()}
+    shift = [one["lowest"]["test error"] - one["lowest"]["train loss"] for one in found]
+    return {
+        "t": found[0]["t"],
+        "ends": found[0]["ends"],
+        "values": over,
+        "lowest": {n: spread([one["lowest"][n] for one in found]) for n in names},
+        "shift": spread(shift),
+        "length": spread([one["length"] for one in found]),
     }
 
 

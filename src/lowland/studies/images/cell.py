@@ -22,6 +22,7 @@ from ..runs.randomness import one_thread
 from .config import ImagesStudy, counts_of, rates_of
 from .evaluation import Candidate, Judge, Score
 from .kind import KIND
+from .landscape import between
 from .methods import AlongSGD, AlongSWA, Clock, fge, sgd_schedule, snapshot_ensemble, swa_schedule, watch_all
 from .sets import Images, load_images
 from .trajectory import State, Trajectory, seeded, shared_epochs
@@ -89,12 +90,14 @@ class _Run:
                 what: [{"value": value, "method": name, **self.judge.main(name, found)} for value, name, found in rows]
                 for what, rows in self.varied.items()
             }
+            landscape = between(self.study, self.judge, self.candidates["SWA 1.5"], self.candidates["SGD"])
         base, swa = rates_of(self.study, self.cell.model)
         return {
             "methods": methods,
             "curves": along.curves,
             "trace": along.trace("ASWA"),
             "sensitivity": sensitivity,
+            "landscape": landscape,
             "chosen": {
                 "best epoch": sgd.best[1],
                 "rate": base,

@@ -81,6 +81,7 @@ class Evaluation:
     corrupted_images: int = 500  # of the test images, for each corruption; 0: all
     curve_images: int = 500  # of the test images, for the curves; 0: all
     curve_every: int = 2  # epochs between points of the curves of averages
+    landscape_images: int = 200  # training, and test, images on the line from SWA to SGD; 0: no line
     batch_size: int = 500
 
 

@@ -44,6 +44,7 @@ RULES: dict[str, Rule] = {
     "evaluation.train_images": at_least(0),
     "evaluation.corrupted_images": at_least(0),
     "evaluation.curve_images": at_least(0),
+    "evaluation.landscape_images": at_least(0),
     "evaluation.batch_size": at_least(1),
     "sensitivity.start": each_at_least(1),
     "sensitivity.rank": each_at_least(2),

@@ -125,6 +125,8 @@ def _render(metrics: Any, timings: Any, versions: Any, config: str) -> str:
         shifted=[(data, rows) for data, models in metrics["table"].items() if (rows := _shifted(kind, models))],
         curve_plots=_curve_plots(kind, metrics),
         sensitivity_plots=_sensitivity_plots(kind, metrics),
+        line_plots=_line_plots(metrics),
+        lines=_lines(metrics),
         decisions=[
             (f"{data}, {model}", [f"{own[action]['mean']:.1f}" for action in ("first", "hard", "soft", "reject")])
             for data, model, own in _each(metrics["decisions"])
@@ -156,6 +158,27 @@ def _sensitivity_plots(kind: ShownKind, metrics: Mapping[str, Any]) -> list[tupl
             svg = grids.sensitivity_figure(said, rows, kind.main.label, name, title, factors=axis != "start")
             found.append((f"{title}: {said}", Markup(svg)))
     return found
+
+
+def _line_plots(metrics: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+    return [
+        (
+            f"{data}, {model}",
+            Markup(grids.line_figure(own, "train loss", "test error", f"line-{data}-{model}", f"{data}, {model}")),
+        )
+        for data, model, own in _each(metrics.get("landscape", {}))
+        if own
+    ]
+
+
+def _lines(metrics: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Of each pair: where both values are lowest, how far apart, and how long the line is."""
+    rows = []
+    for data, model, own in _each(metrics.get("landscape", {})):
+        if own:
+            found = (own["lowest"]["train loss"], own["lowest"]["test error"], own["shift"], own["length"])
+            rows.append((f"{data}, {model}", [f"{cell['mean']:.2f} ± {cell['sd']:.2f}" for cell in found]))
+    return rows
 
 
 def _axis(axis: str, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -69,6 +69,36 @@ def _window(shown: Sequence[np.ndarray]) -> tuple[float, float]:
     return low - pad, high + pad
 
 
+def line_figure(found: Mapping[str, Any], left: str, right: str, name: str, title: str) -> str:
+    """Two values on the line between two solutions, an axis each: mean over seeds, band of one standard deviation."""
+    ends = found["ends"]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        twin = axes.twinx()
+        twin.grid(visible=False)
+        handles = []
+        for place, (own, value) in enumerate(((axes, left), (twin, right))):
+            colour, mark, _ = series(place)
+            mean, sd = (np.array(found["values"][value][key]) for key in ("mean", "sd"))
+            own.fill_between(found["t"], mean - sd, mean + sd, color=colour, alpha=0.15, linewidth=0)
+            dash = "--" if place else "-"
+            side = "right" if place else "left"
+            look: dict[str, Any] = {"color": colour, "linestyle": dash, "marker": mark, "markersize": 4}
+            handles += own.plot(found["t"], mean, label=f"{value} ({side})", **look)
+            own.yaxis.set_major_locator(MaxNLocator(5))
+            own.set_ylabel(label(value), color=colour)
+        for at, end in zip((0, 1), ends, strict=True):
+            axes.axvline(at, color=MUTED, linewidth=0.8, linestyle=":")
+            above: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
+            axes.annotate(label(end), (at, 1), xycoords=("data", "axes fraction"), **above)
+        axes.set_xlabel(f"{ends[0]} at 0, {ends[1]} at 1")
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, columnspacing=1.2)
+
+    lows = "; ".join(f"{value} lowest at {found['lowest'][value]['mean']:.2f}" for value in (left, right))
+    return text_of(draw, (WIDTH, 3.3), name, title, f"{left} and {right} from {ends[0]} to {ends[1]}, {title}: {lows}.")
+
+
 def sensitivity_figure(
     axis: str, rows: Sequence[Mapping[str, Any]], metric: str, name: str, title: str, *, factors: bool
 ) -> str:
