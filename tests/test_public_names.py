@@ -20,7 +20,7 @@ SUBMODULES = {
     *("weights", "averager", "arithmetic.kernels"),
     *("swa", "ema", "snapshots", "swag", "aswa", "mixture", "soup", "cycles"),
     *("batchnorm", "calibration", "predict", "files", "checkpoints", "landscape"),
-    *("retroactive", "doctor", "figures", "integrations", "studies"),
+    *("retroactive", "doctor", "figures", "integrations", "studies", "linear"),
 }
 
 
