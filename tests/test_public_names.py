@@ -23,7 +23,7 @@ SUBMODULES = {
     *("swa", "ema", "bema", "teacher", "snapshots", "swag", "aswa", "mixture", "soup", "cycles"),
     *("population", "linear"),
     *("batchnorm", "calibration", "predict", "files", "checkpoints", "landscape"),
-    *("retroactive", "doctor", "figures", "integrations", "studies"),
+    *("retroactive", "doctor", "figures", "integrations", "studies", "linear"),
 }
 
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -148,14 +150,37 @@ def test_a_worker_that_is_killed_changes_nothing(cluster, stage, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_a_dead_scheduler():
-    from distributed import Client, LocalCluster
+def test_a_dead_scheduler(tmp_path):
+    import dask
+    from distributed import Client
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        cluster = LocalCluster(n_workers=1, processes=False, host="127.0.0.1", dashboard_address=None, silence_logs=50)
-        client = Client(cluster, timeout=30)
-        cluster.close()
-    with pytest.raises(ConnectionError, match="the Dask scheduler does not answer"):
-        OWALogisticRegression(**SETTINGS).fit_partitions(PARTS, client=client)
-    client.close()
+    place = tmp_path / "scheduler.json"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    start = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
+    scheduler = subprocess.Popen([*start, "--no-dashboard", "--scheduler-file", str(place)], **quiet)
+    begin = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(place), "--no-nanny"]
+    worker = subprocess.Popen([*begin, "--nthreads", "1", "--no-dashboard", "--death-timeout", "60"], **quiet)
+
+    def quick():
+        return dask.config.set({"distributed.comm.timeouts.connect": "3s"})
+
+    def kill(stage, done, count):
+        if stage == "round 1":
+            scheduler.kill()
+            scheduler.wait()
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            client = Client(scheduler_file=str(place), timeout=60)
+        client.wait_for_workers(1, timeout=60)
+        for _ in range(2):  # it dies in the middle, and it is dead from the start
+            model = ACOWALogisticRegression(**SETTINGS)
+            with quick(), pytest.raises(ConnectionError, match="the Dask scheduler does not answer"):
+                model.fit_partitions(PARTS, client=client, progress=kill)
+            assert not hasattr(model, "coef_")
+        client.close(timeout=1)
+    finally:
+        for process in (worker, scheduler):
+            process.kill()
+            process.wait()

@@ -63,7 +63,7 @@ def test_what_a_fit_says_of_itself(cls):
 
 @pytest.mark.parametrize("cls", ALL)
 def test_a_path_gives_what_single_fits_give(cls):
-    X, y = drawn()
+    X, y = drawn(rows=1200)
     lambdas = [0.05, 0.002, 0.01]
     path = cls(lambdas, n_partitions=3, random_state=0, tol=1e-10).fit(X, y)
     for lambda_ in lambdas:

@@ -111,9 +111,11 @@ def _liblinear(
     places = np.flatnonzero(used)
     level = float(penalties[places].min())  # lambda of the equation
     scale = penalties[places] / level
-    X = problem.X[:, places] if len(places) < problem.X.shape[1] else problem.X
-    scaled = csr_matrix(X @ diags_array(1 / scale))
-    scaled.indices, scaled.indptr = scaled.indices.astype(np.int32), scaled.indptr.astype(np.int32)
+    X = csr_matrix(problem.X[:, places]) if len(places) < problem.X.shape[1] else problem.X
+    # One copy at most: of the data, and only where there is something to divide.
+    data = X.data if (scale == 1).all() else X.data / scale[X.indices]
+    ends = X.indices.astype(np.int32, copy=False), X.indptr.astype(np.int32, copy=False)
+    scaled = csr_matrix((data, *ends), shape=X.shape, copy=False)
     mean = float(problem.shares.mean())
     model = LogisticRegression(
         l1_ratio=1,

@@ -112,11 +112,11 @@ def _one_block(one: Any) -> Any:
 
 
 def _is_dask_array(one: Any) -> bool:
-    return hasattr(one, "to_delayed") and hasattr(one, "chunks")
+    return type(one).__module__.startswith("dask.array.")
 
 
 def _is_delayed(one: Any) -> bool:
-    return hasattr(one, "__dask_graph__") and hasattr(one, "compute") and not _is_dask_array(one)
+    return type(one).__module__ == "dask.delayed"
 
 
 def _is_future(one: Any) -> bool:

@@ -64,7 +64,7 @@ class Shard:
         return X, y, weights
 
 
-def shards(
+def shards_in(
     folder: str | Path,
     *,
     features: int | None = None,
