@@ -51,7 +51,7 @@ def info(
     """Say what a checkpoint or a state file holds."""
     from ..checkpoints import describe
 
-    held = describe(path, key=key)
+    held = describe(path) if key is None else describe(path, key=key)
     if as_json:
         screen.print_json(held)
         return
