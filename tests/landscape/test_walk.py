@@ -1,3 +1,8 @@
+"""How a walk is shown."""
+
+import math
+
+from lowland.landscape import Walk
 
 
 def test_a_walk_is_shown_in_a_line_and_a_table() -> None:
