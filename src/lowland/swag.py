@@ -25,12 +25,12 @@ from torch.distributions import LowRankMultivariateNormal
 from .arguments import whole
 from .arithmetic import density
 from .arithmetic.gaussian import Gaussian, draw, stream
-from .arithmetic.moments import SQUARES, first_nonfinite, term, wide_zeros
+from .arithmetic.moments import SQUARES, term, wide_zeros
 from .arithmetic.philox import new_key
 from .averager.averager import Averager, Settings, Slot
 from .averager.posteriors import check_draws
 from .weights.named import Select, Weights, clone_of, parameters
-from .weights.shards import is_sharded, local
+from .weights.shards import is_sharded
 
 MOST = 10_000  # deviations of one state
 
@@ -260,21 +260,20 @@ class Tempered:
         """Draw as `SWAG.sample` does."""
         with self.swag._lock:
             gaussian, key = self._gaussian(), self._key(samples, generator)
-            made = draw(gaussian, key, range(1 if samples is None else samples))
-        _check_finite(gaussian, made)
+            made = draw(gaussian, key, range(1 if samples is None else samples), finite=True)
         return made if samples is not None else {name: tensor[0] for name, tensor in made.items()}
 
     def draws(self, samples: int, *, generator: torch.Generator | None = None) -> Iterator[dict[str, Tensor]]:
         """Return an iterator over draws, as `SWAG.draws` does."""
         gaussian, key = self._gaussian(), self._key(samples, generator)
-        return _finite(gaussian, stream(gaussian, key, samples))
+        return stream(gaussian, key, samples, finite=True)
 
     @torch.no_grad()
     def draws_into(self, rows: Weights, *, generator: torch.Generator | None = None) -> None:
         """Write draws into rows, as `SWAG.draws_into` does."""
         with self.swag._lock:
             gaussian, samples = self._gaussian(), len(next(iter(rows.values()), ()))
-            _check_finite(gaussian, draw(gaussian, self._key(samples, generator), range(samples), rows))
+            draw(gaussian, self._key(samples, generator), range(samples), rows, finite=True)
 
     def log_prob(self, weights: Weights) -> float:
         """Return the log-density of `weights`, as `SWAG.log_prob` does."""
@@ -300,20 +299,3 @@ class Tempered:
                 "pass generator=torch.Generator().manual_seed(seed) with the same seed on every rank"
             )
         return new_key(generator)
-
-
-def _finite(gaussian: Gaussian, made: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    for number, weights in enumerate(made):
-        if number == 0:
-            _check_finite(gaussian, {name: tensor.unsqueeze(0) for name, tensor in weights.items()})
-        yield weights
-
-
-def _check_finite(gaussian: Gaussian, made: Weights) -> None:
-    """Refuse draws that are not finite. A variance that overflows shows in each, so that one is looked at."""
-    name = first_nonfinite({name: local(tensor)[:1] for name, tensor in made.items()})
-    if name is not None:
-        raise ValueError(
-            f"draws of {name} are not finite: its variance overflows {gaussian.mean[name].dtype}, as after one update "
-            "with very large weights. Collect anew without it, or lower the scale"
-        )

@@ -38,6 +38,7 @@ def run(model: nn.Module, posterior: Any, batches: Any, *, plan: str = "auto", *
             patch.setattr(runner, "FEW", 0)
             patch.setattr(runner, "shares_most", lambda places: True)
             patch.setattr(choice, "has_few_rows", lambda stack: plan == "stacked")
+            patch.setattr(choice, "is_mostly_prefix", lambda memo: False)
             patch.setattr(choice, "has_prefix", lambda memo: plan == "prefix" or bool(memo.independent))
         if plan == "copy":
             patch.setattr(Places, "_obstacle", lambda self: "asked for")
@@ -690,9 +691,10 @@ def deep() -> nn.Sequential:
 @pytest.mark.parametrize(
     ("only", "sizes", "plan"),
     [
-        ("14.", (1,) * 4, "stacked"),  # few rows, and most is shared
-        ("14.", (256, 1, 1), "stacked"),  # twice 256 rows are still few
-        ("14.", (257, 1, 1), "prefix"),
+        ("14.", (1,) * 4, "prefix"),  # what runs once is most of the model
+        ("4.", (1,) * 4, "stacked"),  # few rows, and most of what is shared runs for each draw
+        ("4.", (256, 1, 1), "stacked"),  # twice 256 rows are still few
+        ("4.", (257, 1, 1), "prefix"),
         ("0.", (1,) * 4, "stacked"),
         ("0.", (257, 1, 1), "loop"),  # nothing stands before the first layer
         ("", (1,) * 4, "loop"),  # nothing is shared

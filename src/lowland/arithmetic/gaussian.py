@@ -14,6 +14,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,10 @@ from torch import Tensor
 from ..weights import shards
 from ..weights.layout import Run
 from . import kernels, philox
+from .moments import first_nonfinite
 
 WORK = 1 << 16  # elements of a temporary on the torch path
+HUGE = 1 << 21  # elements from which a result is worth pages of 2 MB
 PIECE = 1 << 17  # elements that one thread takes at a time on the kernel path
 NATIVE = (torch.float32, torch.bfloat16)  # what the kernels read as columns and write as targets
 
@@ -60,10 +63,13 @@ class _Part:
     target: Tensor  # (n, *shape), every draw row-major
     number: int
     runs: list[Run]
+    name: str
 
 
 @torch.no_grad()
-def draw(gaussian: Gaussian, key: int, draws: range, out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def draw(
+    gaussian: Gaussian, key: int, draws: range, out: Mapping[str, Tensor] | None = None, *, finite: bool = False
+) -> dict[str, Tensor]:
     """Return the draws of these indices by name, (len(draws), *shape).
 
     Beside the result, at most 16 MB are held, and the copy of a tensor whose memory is not row-major.
@@ -74,9 +80,10 @@ def draw(gaussian: Gaussian, key: int, draws: range, out: Mapping[str, Tensor] |
         draws: which draws, in steps of one.
         out: where to write, by name: (len(draws), *shape), any floating dtype, each draw contiguous; None makes
             tensors of the means' dtypes.
+        finite: refuse draws that are not; a variance that overflows shows in each, so that the first is looked at.
 
     Raises:
-        ValueError: a target is missing or has another shape, device or layout.
+        ValueError: a target is missing or has another shape, device or layout; with `finite`, a draw is not.
 
     >>> unit = Gaussian({"w": torch.zeros(4)}, {"w": torch.ones(4)})
     >>> five, last = draw(unit, 3, range(5)), draw(unit, 3, range(4, 5))
@@ -98,15 +105,28 @@ def draw(gaussian: Gaussian, key: int, draws: range, out: Mapping[str, Tensor] |
         elif not _suits_kernel(part):
             _by_torch(gaussian, key, draws, part)
         elif part.mean.data_ptr() != shards.local(gaussian.mean[name]).data_ptr():
-            _by_kernel(gaussian, key, draws, [part])  # at once, so that one copy is held at a time
+            _by_kernel(gaussian, key, draws, [part], finite)  # at once, so that one copy is held at a time
+            continue
         else:
             fast.append(part)
+            continue
+        if finite and first_nonfinite({name: part.target[:1]}) is not None:
+            raise _overflowing(part)
     if fast:
-        _by_kernel(gaussian, key, draws, fast)
+        _by_kernel(gaussian, key, draws, fast, finite)
     return result
 
 
-def stream(gaussian: Gaussian, key: int, n: int, most: int = 1 << 26) -> Iterator[dict[str, Tensor]]:
+def _overflowing(part: _Part) -> ValueError:
+    return ValueError(
+        f"draws of {part.name} are not finite: its variance overflows {part.mean.dtype}, as after one update with very "
+        "large weights. Collect anew without it, or lower the scale"
+    )
+
+
+def stream(
+    gaussian: Gaussian, key: int, n: int, most: int = 1 << 26, *, finite: bool = False
+) -> Iterator[dict[str, Tensor]]:
     """Yield the draws 0 to n - 1 one at a time, made in groups of at most `most` bytes, or of one.
 
     They are the draws of `draw(gaussian, key, range(n))`, bit for bit. The tensors of a group share memory.
@@ -118,16 +138,17 @@ def stream(gaussian: Gaussian, key: int, n: int, most: int = 1 << 26) -> Iterato
     size = sum(shards.local(mean).numel() * mean.element_size() for mean in gaussian.mean.values())
     group = max(1, most // max(1, size))
     for first in range(0, n, group):
-        made = draw(gaussian, key, range(first, min(first + group, n)))
+        made = draw(gaussian, key, range(first, min(first + group, n)), finite=finite)
         for place in range(min(group, n - first)):
             yield {name: tensor[place] for name, tensor in made.items()}
 
 
 def _empty(mean: Tensor, n: int) -> Tensor:
-    own = shards.local(mean)
+    own = mean if type(mean) is Tensor else shards.local(mean)
     target = torch.empty((n, *own.shape), dtype=own.dtype, device=own.device)
-    _ask_for_huge_pages(target)
-    return shards.like(target, mean, leading=(n,))
+    if target.numel() >= HUGE:
+        _ask_for_huge_pages(target)
+    return target if own is mean else shards.like(target, mean, leading=(n,))
 
 
 def _ask_for_huge_pages(tensor: Tensor) -> None:
@@ -159,10 +180,15 @@ def _check(means: Mapping[str, Tensor], targets: Mapping[str, Tensor], n: int) -
 
 
 def _part(gaussian: Gaussian, name: str, target: Tensor, number: int) -> _Part:
-    mean = gaussian.mean[name]
-    own, base, columns = shards.local(mean), shards.local(gaussian.base[name]), None
+    mean, base, columns = gaussian.mean[name], gaussian.base[name], None
     if gaussian.columns is not None and gaussian.terms:
-        columns = shards.local(gaussian.columns[name])[: len(gaussian.terms)]
+        columns = gaussian.columns[name]
+    if type(mean) is Tensor:  # what plain tensors are spared adds up over hundreds of them
+        own, runs = mean, [(0, 0, mean.numel())]
+    else:
+        own, base, target, runs = shards.local(mean), shards.local(base), shards.local(target), shards.runs(mean)
+        columns = None if columns is None else shards.local(columns)
+    columns = None if columns is None else columns[: len(gaussian.terms)]
     # What follows walks all of them by address.
     if base.shape != own.shape or base.device != own.device or own.is_meta:
         raise ValueError(f"the base of {name} must be like its mean, {_said(own)}, got {_said(base)}")
@@ -173,7 +199,7 @@ def _part(gaussian: Gaussian, name: str, target: Tensor, number: int) -> _Part:
             )
         if columns.numel() and not columns[0].is_contiguous():
             columns = columns.contiguous()
-    return _Part(own.contiguous(), base.contiguous(), columns, shards.local(target), number, shards.runs(mean))
+    return _Part(own.contiguous(), base.contiguous(), columns, target, number, runs, name)
 
 
 def _said(tensor: Tensor) -> str:
@@ -275,7 +301,7 @@ def _by_triton(gaussian: Gaussian, key: int, draws: range, part: _Part) -> None:
 # The kernel path: float32 arithmetic on the CPU.
 
 
-def _by_kernel(gaussian: Gaussian, key: int, draws: range, parts: list[_Part]) -> None:
+def _by_kernel(gaussian: Gaussian, key: int, draws: range, parts: list[_Part], finite: bool) -> None:
     """All parts in as few calls as there are kinds of dtypes, shared between threads in pieces."""
     import numpy as np
 
@@ -287,11 +313,13 @@ def _by_kernel(gaussian: Gaussian, key: int, draws: range, parts: list[_Part]) -
         z2 = np.empty((0, k), dtype=np.float32)
     else:
         z2 = _z2(gaussian, key, draws, 0, torch.float32, torch.device("cpu")).numpy()
-    kinds: dict[tuple[bool, bool], list[tuple[int, ...]]] = {}
+    kinds: dict[tuple[bool, bool], tuple[list[tuple[int, ...]], list[_Part]]] = {}
     for part in parts:
         narrow = part.columns is not None and part.columns.dtype == torch.bfloat16
-        kinds.setdefault((narrow, part.target.dtype == torch.bfloat16), []).extend(_pieces(part))
-    for (narrow_columns, narrow_targets), pieces in kinds.items():
+        pieces, owners = kinds.setdefault((narrow, part.target.dtype == torch.bfloat16), ([], []))
+        pieces += _pieces(part)
+        owners += [part] * (len(pieces) - len(owners))
+    for (narrow_columns, narrow_targets), (pieces, owners) in kinds.items():
         table = np.asarray(pieces, dtype=np.int64).reshape(-1, fast.FIELDS)
         common = (
             key & philox.MASK,
@@ -305,7 +333,26 @@ def _by_kernel(gaussian: Gaussian, key: int, draws: range, parts: list[_Part]) -
             narrow_columns,
             narrow_targets,
         )
-        kernels.run(fast.draw, [(table, first, last, *common) for first, last in _shares(table[:, -1].tolist())])
+        shares = list(_shares(table[:, -1].tolist()))
+        kernels.run(fast.draw, [(table, first, last, *common) for first, last in shares])
+        if finite:
+            bad = _not_finite(table, shares, narrow_targets)
+            if bad is not None:
+                raise _overflowing(owners[bad])
+
+
+def _not_finite(table: Any, shares: list[tuple[int, int]], narrow: bool) -> int | None:
+    """The first row of the table whose first draw holds a number that is not finite."""
+    import numpy as np
+
+    from .kernels import updates
+
+    kind = updates.BFLOAT16 if narrow else updates.FLOAT32
+    rows, blocks = np.zeros((len(table), 6), np.int64), np.zeros((len(table), 3), np.int64)
+    rows[:, 0], rows[:, 1] = kind, table[:, 4]
+    blocks[:, 0], blocks[:, 2] = np.arange(len(table)), table[:, 8]
+    found = kernels.run(updates.first_bad, [(*share, blocks, rows, updates.EXPONENTS) for share in shares])
+    return min((row for row in found if row >= 0), default=None)
 
 
 def _pieces(part: _Part) -> Iterator[tuple[int, ...]]:

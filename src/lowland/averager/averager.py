@@ -17,6 +17,7 @@ from ..weights.shards import anywhere, check_same_placements, is_sharded, local
 from .beside import Beside, own_lock, pays
 from .kinds import Kinds
 from .reader import Reader, since_the_first
+from .shown import table
 from .slots import Settings as Settings
 from .slots import Slot as Slot
 from .slots import (
@@ -240,6 +241,11 @@ class Averager(ABC):
         inside = ", ".join(f"{key}={value}" for key, value in shown.items())
         self._beside.wait()  # a refused iterate is no reason for a repr to raise
         return f"{type(self).__name__}({inside}) after {self._updates} updates"
+
+    def _repr_html_(self) -> str:
+        rows = [(key, str(value)) for key, value in {**self.settings, "select": select_name(self.select)}.items()]
+        self._beside.wait()
+        return table(type(self).__name__, [("updates", str(self._updates)), *rows])
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:

@@ -210,6 +210,7 @@ def _walk(model: nn.Module, most: int) -> tuple[list[object], list[Tensor]]:
         own, children = list(map(_parameters, level)), list(map(_children, level))
         structure += map(len, own)
         structure += map(len, children)
+        own, children = list(filter(None, own)), list(filter(None, children))  # most are empty
         structure += chain.from_iterable(own)
         structure += chain.from_iterable(children)
         found += chain.from_iterable(map(dict.values, own))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from math import prod
@@ -11,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from ..files.header import header_of
 from .adapters import read_config
 from .layout import Checkpoint
 from .sources import open_checkpoint
@@ -45,13 +45,12 @@ def describe(path: str | Path, *, key: str | None = None) -> dict[str, Any]:
 def _state(source: Path) -> dict[str, Any] | None:
     try:
         with safe_open(source, framework="pt") as file:
-            text = (file.metadata() or {}).get("lowland")
-            if text is None:
+            header = header_of(file.metadata())
+            if header is None:
                 return None
             slices = {key: file.get_slice(key) for key in file.keys()}
             shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
             types = {key: str(part.get_dtype()) for key, part in slices.items()}
-        header = json.loads(text)
         parts = list(_parts(header, "", shapes, types))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{source} is no whole safetensors file of lowland ({error}): write it anew") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import zlib
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from ..averager.averager import KINDS
 from ..averager.posteriors import Posterior, check_draws, draws
+from ..files.header import header_of
 from ..files.replacing import put
 from ..files.state import load
 from ..weights.named import Weights, bare_name, check_same
@@ -132,8 +132,9 @@ class _Held:
             raise FileNotFoundError(f"there is no file {path}")
         try:
             with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})["lowland"])
-                _check(header)
+                header = header_of(file.metadata())
+                if header is None:
+                    raise ValueError("another program wrote it")
                 names, prefix = _names(header)
                 shapes = {name: tuple(file.get_slice(f"{prefix}/{name}").get_shape()) for name in names}
         except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -176,16 +177,6 @@ class _Held:
                 drawn = source.sample(samples, generator=torch.Generator().manual_seed(seed))
                 for number in range(samples):
                     yield number, {name: tensor[number] for name, tensor in drawn.items()}
-
-
-def _check(header: Any) -> None:
-    if not isinstance(header, dict) or "class" not in header:
-        raise TypeError("its header names no class")
-    if "components" not in header and header["class"] != "weights":
-        wanted = {"count": int, "settings": dict, "scalars": dict, "slots": list, "names": list}
-        wrong = [key for key, kind in wanted.items() if not isinstance(header.get(key), kind)]
-        if wrong:
-            raise TypeError(f"its header lacks {', '.join(wrong)}")
 
 
 def _names(header: Mapping[str, Any]) -> tuple[list[str], str]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from ..averager.averager import Averager
-from ..files.state import save
+from ..files.state import described
 from ..weights.named import Select, Weights
 from .account import account_of
 from .beside import record_for
@@ -151,17 +148,14 @@ class _State:
 
 
 def _state_of(make: Callable[[], Averager], checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> _State:
-    """Let an averager see one number of each tensor, save it, and read what the file says."""
+    """Let an averager see one number of each tensor, and ask what a file of it would say."""
     types = {name: torch.promote_types(checkpoints[0].tensors[name].dtype, torch.float32) for name in names}
     averager = _fed(make, ({name: torch.zeros(1, dtype=types[name]) for name in names} for _ in checkpoints))
-    with tempfile.TemporaryDirectory() as folder:
-        save(averager, Path(folder) / "state.safetensors")
-        with safe_open(Path(folder) / "state.safetensors", framework="pt") as file:
-            header = file.metadata()["lowland"]
-            slots: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {}
-            for slot in json.loads(header)["slots"]:
-                tensors = {name: file.get_tensor(f"{slot}/{name}") for name in names}
-                slots[slot] = {name: (t.dtype, tuple(t.shape[:-1])) for name, t in tensors.items()}
+    header, tensors = described(averager)
+    slots: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {}
+    for key, tensor in tensors.items():
+        slot, name = key.split("/", 1)
+        slots.setdefault(slot, {})[name] = (tensor.dtype, tuple(tensor.shape[:-1]))
     return _State(header, slots)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from ..files.header import KEY, header_of
 from .folders import STEP, below, chosen, is_weights, pipeline, with_parts
 from .layout import DTYPES, TORCH_SUFFIXES, Checkpoint, Left, Run, Shard, Stored, is_torch_file, of_training
 
@@ -154,8 +155,8 @@ def _safetensors(
     shards, state, left = [], None, []
     for file in files:
         metadata, own = _safetensors_header(file)
-        if metadata and "lowland" in metadata:
-            state, used = _state(file, metadata["lowland"], own)
+        if metadata and KEY in metadata:
+            state, used = _state(file, metadata, own)
             left += [Left(name, 1, "of the averager's state", file.name) for name in _others(own, used)]
             own, metadata = used, None
         own, more = _under(own, key, file)
@@ -228,10 +229,12 @@ def is_pointer(file: Path) -> bool:
         return False
 
 
-def _state(file: Path, text: str, own: Mapping[str, Stored]) -> tuple[dict[str, Any], dict[str, Stored]]:
+def _state(
+    file: Path, metadata: Mapping[str, str], own: Mapping[str, Stored]
+) -> tuple[dict[str, Any], dict[str, Stored]]:
     """The average that a lowland state file holds, under the tensors' own names."""
     try:
-        header = json.loads(text)
+        header = header_of(metadata) or {}
         slot = "weights" if header["class"] == "weights" else "mean"
         if header["class"] != "weights" and "mean" not in header["slots"]:
             raise KeyError("mean")

@@ -19,6 +19,7 @@ from ..averager.averager import KINDS, Averager
 from ..averager.posteriors import COMPOSITES, Composite, Drawable
 from ..weights.named import Weights, select_from, select_name
 from . import tensorfile
+from .header import header_of, written
 
 FORMAT = 1
 
@@ -46,7 +47,7 @@ def save(obj: Averager | Composite | Weights, path: str | os.PathLike[str]) -> N
     """
     header, tensors = _pack(obj, "")
     header |= {"format": FORMAT, "version": _version()}
-    tensorfile.write(path, tensors, {"lowland": json.dumps(header)})
+    tensorfile.write(path, tensors, written(header))
 
 
 def load(path: str | os.PathLike[str], **given: Any) -> Any:
@@ -115,14 +116,16 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], tens
         raise ValueError(f"{error}: write it anew with lowland.save") from None
     with file:
         try:
-            header = json.loads(file.metadata["lowland"])
-        except (KeyError, json.JSONDecodeError, RecursionError):
+            header = header_of(file.metadata)
+            if header is not None and header.get("format") != FORMAT:
+                raise ValueError(f"its format is {header.get('format')!r}, this version reads {FORMAT}")
+        except ValueError as error:
+            raise ValueError(f"{source} cannot be read as a lowland state: {error}") from None
+        if header is None:
             raise ValueError(
                 f"{source} is a safetensors file but not one of lowland.save; read it with safetensors.torch.load_file"
-            ) from None
+            )
         try:
-            if header["format"] != FORMAT:
-                raise ValueError(f"its format is {header['format']!r}, this version reads {FORMAT}")
             yield header, file
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{source} cannot be read as a lowland state: {error}") from None
@@ -137,6 +140,20 @@ def _same_names(own: Mapping[str, Weights], header: dict[str, Any]) -> None:
             f"tensors are named differently: missing {sorted(set(names) - set(header['names']))[:5]}, "
             f"unexpected {sorted(set(header['names']) - set(names))[:5]}"
         )
+
+
+def described(averager: Averager) -> tuple[str, dict[str, Tensor]]:
+    """Return what `save` would write about an averager, as text, and its tensors, `slot/name`; no file is made.
+
+    >>> import torch
+    >>> from lowland import SWA
+    >>> average = SWA()
+    >>> average.update({"w": torch.ones(2)})
+    >>> list(described(average)[1])
+    ['mean/w']
+    """
+    header, tensors = _pack(averager, "")
+    return json.dumps(header | {"format": FORMAT, "version": _version()}), tensors
 
 
 def _pack(obj: Drawable | Composite, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..averager.shown import one_line, table
 from ..weights.named import Weights, check_same
 
 # What is measured at a point: numbers that are better when lower, such as a loss. One number is called "loss".
@@ -39,7 +40,7 @@ class Summary(NamedTuple):
     by_length: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Walk:
     """What was measured along a path.
 
@@ -51,11 +52,25 @@ class Walk:
     >>> walk = Walk((0.0, 0.5, 1.0), {"loss": (1.0, 5.0, 2.0)}, (1.0, 3.0))
     >>> walk.barrier(), walk.summary().by_length, walk.length
     (3.5, 3.375, 4.0)
+    >>> walk
+    Walk(places 3, length 4, loss 1 to 5)
     """
 
     t: tuple[float, ...]
     values: dict[str, tuple[float, ...]]
     pieces: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        return one_line("Walk", self._rows())
+
+    def _repr_html_(self) -> str:
+        return table("Walk", self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        rows = [("places", str(len(self.t))), ("length", f"{self.length:.4g}")]
+        for name, values in self.values.items():
+            rows.append((name, f"{min(values):.4g} to {max(values):.4g}" if values else "none"))
+        return rows
 
     @property
     def length(self) -> float:

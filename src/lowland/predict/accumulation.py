@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..averager.posteriors import Drawable, members_of
+from ..averager.shown import one_line, table
 from ..calibration.metrics import accuracy, ece, nll
 from ..calibration.probabilities import Array
 from .predict import predict
@@ -26,7 +27,7 @@ Metric = Callable[[Tensor, Array], float]
 METRICS: Mapping[str, Metric] = {"accuracy": accuracy, "nll": nll, "ece": ece}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Accumulation:
     """One row of metrics for every member alone and for every ensemble, by the name of the metric.
 
@@ -38,6 +39,16 @@ class Accumulation:
     alone: list[dict[str, float]]  # of each member, the oldest first
     forward: list[dict[str, float]]  # of the ensemble of the first 1 ... M members
     backward: list[dict[str, float]]  # of the ensemble of the last 1 ... M members
+
+    def __repr__(self) -> str:
+        return one_line("Accumulation", self._rows())
+
+    def _repr_html_(self) -> str:
+        return table("Accumulation", self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        last = self.forward[-1] if self.forward else {}
+        return [("members", str(self.size)), *((f"{name} of all", f"{value:.4g}") for name, value in last.items())]
 
     @property
     def size(self) -> int:

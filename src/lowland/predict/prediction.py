@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 from torch import Tensor
 
+from ..averager.shown import one_line, table
 from ..calibration.probabilities import entropy
 
 
@@ -59,11 +59,10 @@ class Prediction:
         return self.probs.amax(-1)
 
     def __repr__(self) -> str:
-        rows = self._rows()
-        return f"Prediction({', '.join(f'{name} {value}' for name, value in rows)})"
+        return one_line("Prediction", self._rows())
 
     def _repr_html_(self) -> str:
-        return _table("Prediction", self._rows())
+        return table("Prediction", self._rows())
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [("examples", _shape(self.probs.shape[:-1])), ("classes", str(self.probs.shape[-1]))]
@@ -94,11 +93,10 @@ class Regression:
         return self.aleatoric_variance + self.epistemic_variance
 
     def __repr__(self) -> str:
-        rows = self._rows()
-        return f"Regression({', '.join(f'{name} {value}' for name, value in rows)})"
+        return one_line("Regression", self._rows())
 
     def _repr_html_(self) -> str:
-        return _table("Regression", self._rows())
+        return table("Regression", self._rows())
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [("examples", _shape(self.mean.shape)), *_how(self.samples, self.plan, self.bn_error)]
@@ -120,8 +118,3 @@ def _shape(shape: Sequence[int]) -> str:
 def _how(samples: int, plan: str, bn_error: float) -> list[tuple[str, str]]:
     rows = [("draws", str(samples)), ("plan", plan)]
     return rows + ([("bn_error", f"{bn_error:.3g}")] if bn_error else [])
-
-
-def _table(title: str, rows: Sequence[tuple[str, str]]) -> str:
-    cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
-    return f"<table><caption>{escape(title)}</caption>{cells}</table>"

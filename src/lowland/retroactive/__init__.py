@@ -27,7 +27,6 @@ from .recorder import Recorder as Recorder
 from .recorder import recorded as recorded
 from .records import Recorded as Recorded
 from .records import Source as Source
-from .records import header_of as header_of
 from .records import intervals as intervals
 from .records import opened as opened
 from .sweep import Scored as Scored

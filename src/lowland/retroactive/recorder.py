@@ -16,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..averager.averager import Averager
+from ..files.header import header_of
 from ..files.state import load, save
 from ..weights.named import Weights
 from .profiles import profile_of
-from .records import Recorded, header_of
+from .records import Recorded
 
 _NAME = re.compile(r"(\d+)-(\d+)\.safetensors")  # step-averager
 
@@ -138,7 +139,7 @@ def recorded(folder: str | os.PathLike[str]) -> list[Recorded]:
         try:
             with safe_open(path, framework="pt") as file:
                 header = header_of(file.metadata())
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise ValueError(f"{path} is no whole safetensors file ({error}): delete it") from None
         if header is None:
             raise ValueError(f"{path} was not written by a Recorder: move it out of the folder")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..files.header import header_of
 from ..weights.named import Weights
 from .profiles import Profile, Window
 
@@ -76,7 +76,10 @@ class _File(Mapping[str, Tensor]):
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is no whole safetensors file ({error})") from None
         self._file = file
-        keys, header = list(file.keys()), header_of(file.metadata())
+        try:
+            keys, header = list(file.keys()), header_of(file.metadata())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         prefix = "" if header is None else "weights/" if header.get("class") == "weights" else "mean/"
         self._keys = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
         if not self._keys:
@@ -115,16 +118,6 @@ class _Checkpoint(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
-
-
-def header_of(metadata: Mapping[str, str] | None) -> dict[str, Any] | None:
-    """Return what `lowland.save` wrote about a file in its metadata, or None where another program wrote it.
-
-    >>> header_of({"lowland": '{"class": "SWA", "count": 3}'}), header_of({"format": "pt"})
-    ({'class': 'SWA', 'count': 3}, None)
-    """
-    written = (metadata or {}).get("lowland")
-    return None if written is None else dict(json.loads(written))
 
 
 def opened(source: Source) -> Weights:

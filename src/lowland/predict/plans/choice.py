@@ -1,8 +1,9 @@
 """The choice of a plan, by the model's structure and the shapes of the first batch.
 
-"stacked"   few rows reach the sampled layers (twice as many are at most `ROWS`), the draws share most of the model, and
-            most of what is sampled has a batched form: several draws in one pass fill what a single one leaves idle
 "prefix"    a module with parameters that no draw changes gets the same inputs under two draws: it runs once per batch
+"stacked"   beside that, where at least half of what the draws share must run for each: few rows reach the sampled
+            layers (twice as many are at most `ROWS`), the draws share most of the model, and most of what is sampled
+            has a batched form. Several draws in one pass then fill what a single one leaves idle
 "loop"      everything else
 
 Nothing is timed: the same call makes the same passes, and gives the same bits, in every run. The first two draws run
@@ -17,7 +18,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...weights.named import applied
 from .passes import Passes, Plan, identical, refuse_far
@@ -57,7 +58,7 @@ class Choice:
         if not watched or not identical(found, self.known[2]):
             memo.independent = set()
         alone = Plan("prefix", memo) if has_prefix(memo) else loop
-        if stack is not None and has_few_rows(stack) and self._stacks(stack, batch):
+        if stack is not None and has_few_rows(stack) and not is_mostly_prefix(memo) and self._stacks(stack, batch):
             return Plan("stacked", memo, stack, alone=alone)
         return alone
 
@@ -104,6 +105,18 @@ class Choice:
 def has_prefix(memo: Memo) -> bool:
     """Whether a module with parameters is among those whose calls are the same under all draws."""
     return any(True for number, _ in memo.independent or () for _ in memo.modules[number].parameters())
+
+
+def is_mostly_prefix(memo: Memo) -> bool:
+    """Whether the prefix holds more than half of the parameters that draws share; tables of embeddings do no work."""
+    model, sampled = memo.places.model, memo.places.ids
+    inside = {id(part) for number, _ in memo.independent or () for part in memo.modules[number].modules()}
+    shared, prefix = 0, 0
+    for module in model.modules():
+        if not isinstance(module, nn.Embedding):
+            size = sum(p.numel() for p in module._parameters.values() if p is not None and id(p) not in sampled)
+            shared, prefix = shared + size, prefix + size * (id(module) in inside)
+    return 2 * prefix > shared
 
 
 def has_few_rows(stack: Stack) -> bool:
