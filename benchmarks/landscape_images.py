@@ -336,8 +336,8 @@ def report(options: argparse.Namespace) -> None:
         left = Estimate.of([row["whole"]["SGD 1.5"]["train error"] for row in rows]).mean
         if left > 0.05:
             notes.append(
-                f"{model}: not converged, SGD 1.5 still has a training error of {left:.2f}: these are places on the way "
-                "to a minimum, and nothing here speaks for or against the width of minima."
+                f"{model}: not converged, SGD 1.5 still has a training error of {left:.2f}: these are places on the "
+                "way to a minimum, and nothing here speaks for or against the width of minima."
             )
         tables[f"{model}: the solutions"] = solutions(rows)
         for other in ("SGD 1.5", "SGD"):
