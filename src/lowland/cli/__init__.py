@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from . import checkpoints, data, doctor, grids, runs, schedule, screen, studies
+from . import checkpoints, data, doctor, grids, linear, runs, schedule, screen, studies
 
 app = typer.Typer(
     add_completion=False,
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.add_typer(grids.study_app, name="study")
 app.add_typer(data.data_app, name="data")
+app.add_typer(linear.app, name="linear")
 app.command()(studies.demo)
 app.command()(runs.predict)
 app.command()(runs.report)
