@@ -79,7 +79,8 @@ def fit(
     sent = model.bytes_sent_
     screen.say(
         f"{len(model.support_)} of {model.n_features_in_} features have a coefficient; the largest duality gap of a "
-        f"local fit is {model.duality_gap_:.1g}; {screen.size(sent['up'])} went up and {screen.size(sent['down'])} down."
+        f"local fit is {model.duality_gap_:.1g}. "
+        f"{screen.size(sent['up'])} went up and {screen.size(sent['down'])} down."
     )
     screen.say(f"Wrote {out_file}. Next: `lowland linear predict {out_file} SHARDS --out predictions.csv`.")
 
