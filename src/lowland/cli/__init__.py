@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from . import checkpoints, choose, data, doctor, grids, landscape, runs, schedule, screen, states, studies
+from . import checkpoints, choose, data, doctor, grids, landscape, linear, runs, schedule, screen, states, studies
 
 
 class _Stopped(Exception):
@@ -37,6 +37,7 @@ app = typer.Typer(
 )
 app.add_typer(grids.study_app, name="study")
 app.add_typer(data.data_app, name="data")
+app.add_typer(linear.app, name="linear")
 app.command()(studies.demo)
 app.command()(runs.predict)
 app.command()(runs.report)
