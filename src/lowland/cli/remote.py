@@ -53,7 +53,7 @@ def _from_hub(item: str) -> str:
 
 def _from_fsspec(item: str) -> str:
     try:
-        import fsspec
+        fsspec: Any = import_module("fsspec")
     except ImportError:
         raise ImportError(
             f"{item} is read by fsspec: pip install 'lowland[remote]', and what its scheme wants"
