@@ -25,6 +25,7 @@ FLOORS: list[set[str]] = [
     {"doctor", "integrations", "figures"},
     {"studies"},
     {"cli"},
+    {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 METHODS = FLOORS[4] | {"cycles", "linear"}
@@ -32,7 +33,7 @@ METHOD_CLASSES = {"SWA", "EMA", "BEMA", "Snapshots", "SWAG", "ASWA", "Mixture"}
 # What uses weights and names no method.
 VERBS = {"files", "batchnorm", "predict", "checkpoints", "landscape", "retroactive", "doctor", "calibration"}
 # What may see the public face of the library, and every optional package.
-EDGES = {"integrations", "figures", "studies", "cli"}
+EDGES = {"integrations", "figures", "studies", "cli", "__main__"}
 # What a file may import besides the standard library and lowland, and what some wings may, where a call needs it.
 CORE = {"torch", "numpy", "safetensors"}
 OPTIONAL = {

@@ -157,7 +157,7 @@ def test_saved_by_two_ranks_merged_by_two_loaded_by_one_two_and_three(tmp_path: 
         assert held.state_dict_metadata[name] == was.state_dict_metadata[name]
         assert len(held.state_dict_metadata[name].chunks) == 2
     options = ["--as", "dcp", "--out", str(tmp_path / "together")]
-    torchrun(2, "-m", "lowland.cli", "average", *map(str, inputs), *options)
+    torchrun(2, "-m", "lowland", "average", *map(str, inputs), *options)
     for file in alone.iterdir():
         assert file.read_bytes() == (tmp_path / "together" / file.name).read_bytes(), file.name
     torchrun(3, str(script), "load", str(alone))
@@ -172,7 +172,7 @@ def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
         safe(tmp_path / str(step) / "model.safetensors", {**weights, "n": torch.tensor([step])})
     inputs = [tmp_path / "0", tmp_path / "1"]
     average(inputs, tmp_path / "one", through(SWA))
-    torchrun(2, "-m", "lowland.cli", "average", *map(str, inputs), "--out", str(tmp_path / "two"))
+    torchrun(2, "-m", "lowland", "average", *map(str, inputs), "--out", str(tmp_path / "two"))
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
     assert not list(tmp_path.glob(".*"))

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from . import screen
 from .recipes import Asked, tail
+from .remote import local
 
 if TYPE_CHECKING:
     from ..checkpoints import Checkpoint, Left, Plan
@@ -83,6 +84,7 @@ def average(
 
     asked = Asked(weights, raw_weights, ema, half_life, decay, over, last, blend)
     asked.check()
+    inputs = local(inputs)
     recipe = asked.recipe(expand(inputs, keep_order=as_given or asked.keeps_order))
     plan = plan_average(
         opened_inputs(recipe.paths, key, keep, drop),
@@ -120,6 +122,7 @@ def soup(
     from ..checkpoints import expand, plan_average
     from .scoring import Scorer
 
+    inputs = local(inputs)
     paths = expand(inputs)
     opened = opened_inputs(paths, key, keep, drop)
     also = models_beside(inputs)
@@ -196,7 +199,7 @@ def posterior(
     from ..checkpoints import expand, plan_posterior
     from ..weights.named import matching
 
-    paths = tail(expand(inputs, keep_order=as_given), last)
+    paths = tail(expand(local(inputs), keep_order=as_given), last)
     if len(paths) < 2:
         raise ValueError("a Gaussian wants at least 2 checkpoints, got 1")
     make = partial(SWAG, rank=min(rank, len(paths)), deviations_dtype=deviations)

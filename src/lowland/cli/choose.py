@@ -21,6 +21,7 @@ from rich.table import Table
 from . import screen
 from .checkpoints import Drop, Inputs, Keep, Key, NoCheck, Out, Restart
 from .recipes import steps_of
+from .remote import local
 
 if TYPE_CHECKING:
     from ..checkpoints import Checkpoint
@@ -65,6 +66,7 @@ def choose(
     from ..retroactive import choose as search
     from .checkpoints import models_beside, opened_inputs
 
+    inputs = local(inputs)
     paths = expand(inputs)
     opened = opened_inputs(paths, key, keep, drop)
     steps = steps_of(paths) or [float(place) for place in range(1, len(paths) + 1)]

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import screen
+from .remote import local
 from .scoring import ask, words_of
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def doctor(
         raise ValueError("--score and --data exclude each other: give one")
     if lower_is_better and score is None:
         raise ValueError("--lower-is-better belongs to --score: losses of --data are lower for the better anyway")
-    paths = expand(inputs, keep_order=as_given)
+    paths = expand(local(inputs), keep_order=as_given)
     names = [path.name for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
