@@ -24,6 +24,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from .arguments import whole
+
 
 class Schedule(Protocol):
     """What every schedule here is: a multiplier of the base rate, and the steps after which to collect.
@@ -66,11 +68,11 @@ class swa_linear:
     every: int | None = None  # steps
 
     def __post_init__(self) -> None:
-        _whole("start", self.start)
+        whole("start", self.start, 1)
         _positive("rate", self.rate)
-        _whole("steps_per_epoch", self.steps_per_epoch)
+        whole("steps_per_epoch", self.steps_per_epoch, 1)
         if self.every is not None:
-            _whole("every", self.every)
+            whole("every", self.every, 1)
 
     def __call__(self, step: int, /) -> float:
         t = (step - step % self.steps_per_epoch) / self.start
@@ -106,7 +108,7 @@ class triangle:
     low: float  # of the base rate
 
     def __post_init__(self) -> None:
-        _whole("cycle", self.cycle, least=2)
+        whole("cycle", self.cycle, 2)
         if self.cycle % 2:
             raise ValueError(f"cycle must be even to have a middle, got {self.cycle}: use {self.cycle + 1}")
         _fraction("low", self.low)
@@ -148,7 +150,7 @@ class sawtooth:
     def __post_init__(self) -> None:
         _one_of("form", self.form, ("paper", "code"))
         _one_of("shape", self.shape, ("linear", "cos"))
-        _whole("cycle", self.cycle, least=2 if self.form == "code" else 1)
+        whole("cycle", self.cycle, 2 if self.form == "code" else 1)
         _fraction("low", self.low)
 
     def __call__(self, step: int, /) -> float:
@@ -191,9 +193,9 @@ class cosine_restarts:
     form: Literal["paper", "code"] = "code"
 
     def __post_init__(self) -> None:
-        _whole("steps", self.steps)
-        _whole("cycles", self.cycles)
-        _whole("steps_per_epoch", self.steps_per_epoch)
+        whole("steps", self.steps, 1)
+        whole("cycles", self.cycles, 1)
+        whole("steps_per_epoch", self.steps_per_epoch, 1)
         _one_of("form", self.form, ("paper", "code"))
         epochs = self.steps // self.steps_per_epoch
         if epochs < self.cycles:
@@ -241,9 +243,9 @@ class constant_after:
     every: int = 1  # steps
 
     def __post_init__(self) -> None:
-        _whole("start", self.start, least=0)
+        whole("start", self.start, 0)
         _positive("rate", self.rate)
-        _whole("every", self.every)
+        whole("every", self.every, 1)
 
     def __call__(self, step: int, /) -> float:
         return 1.0 if step < self.start else self.rate
@@ -277,9 +279,9 @@ class anneal:
     shape: Literal["cos", "linear"] = "cos"
 
     def __post_init__(self) -> None:
-        _whole("steps", self.steps, least=0)
+        whole("steps", self.steps, 0)
         _positive("rate", self.rate)
-        _whole("start", self.start, least=0)
+        whole("start", self.start, 0)
         _one_of("shape", self.shape, ("cos", "linear"))
 
     def __call__(self, step: int, /) -> float:
@@ -291,11 +293,6 @@ class anneal:
 
     def collect_at(self, step: int, /) -> bool:
         return step >= self.start + self.steps
-
-
-def _whole(name: str, value: int, *, least: int = 1) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value}")
 
 
 def _positive(name: str, value: float) -> None:

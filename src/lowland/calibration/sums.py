@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..arguments import whole
 from .probabilities import FLOOR
 
 
@@ -25,8 +26,7 @@ def brier_of(p: Tensor, y: Tensor) -> Tensor:
 
 def binned(confidence: Tensor, bins: int, binning: str) -> tuple[Tensor, Tensor]:
     """Edges (bins + 1,) and the bin of each example (N,)."""
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
-        raise ValueError(f"bins must be a whole number of at least 1, got {bins}")
+    whole("bins", bins, 1)
     if binning == "width":
         edges = torch.arange(bins + 1, dtype=torch.float64) / bins  # correctly rounded, unlike linspace
     elif binning == "mass":

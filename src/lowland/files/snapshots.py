@@ -18,6 +18,7 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
+from ..arguments import whole
 from ..arithmetic.moments import first_nonfinite, lerp_, wide_zeros
 from ..averager.posteriors import shuffled
 from ..weights.named import Select, Weights, check_same, floating, selected
@@ -52,8 +53,8 @@ class SnapshotFiles:
     """
 
     def __init__(self, folder: str | os.PathLike[str], k: int | None = None, *, select: Select = floating) -> None:
-        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
-            raise ValueError(f"k must be a whole number of at least 1, or None to keep all, got {k!r}")
+        if k is not None:
+            whole("k", k, 1, hint="None to keep all, or ")
         self.folder, self.k, self.select = Path(folder), k, select
 
     @torch.no_grad()
@@ -77,8 +78,7 @@ class SnapshotFiles:
         steps = self._all()
         if step is None:
             step = steps[-1] + 1 if steps else 0
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-            raise ValueError(f"step must be a whole number of at least 0, got {step!r}")
+        step = whole("step", step, 0)
         if not weights:
             raise ValueError("update got no tensors: pass at least one, or another select=")
         name = first_nonfinite(weights)

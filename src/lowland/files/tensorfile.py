@@ -224,10 +224,10 @@ def _collect(path: Path, header: bytes, tensors: Mapping[str, Tensor], places: _
             _put_plain(file, tensors, places)
             for place, piece in incoming:
                 _put(file, place, _bytes(piece))
-    except OSError as error:
-        for _ in incoming:  # the others go on sending: they must not wait for ever
+    except Exception as error:  # whatever it is: the others go on sending and wait for a word, and must not for ever
+        for _ in incoming:
             pass
-        return str(error)
+        return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
     return None
 
 

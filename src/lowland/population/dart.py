@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..arguments import whole
 from .members import Members, Named, joined, rows_of
-from .rule import whole
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class DART:
     on_buffers = "averaged"
 
     def __post_init__(self) -> None:
-        whole(self.every, "every", 1)
-        whole(self.pretrain, "pretrain", 0)
-        whole(self.rounds, "rounds", 0)
+        whole("every", self.every, 1)
+        whole("pretrain", self.pretrain, 0)
+        whole("rounds", self.rounds, 0)
 
     @property
     def on_optimizer(self) -> str:

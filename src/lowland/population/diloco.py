@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..arguments import whole
 from ..arithmetic.moments import wide
 from .members import Members, Named, joined, rows_of
-from .rule import share, whole
+from .rule import share
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class DiLoCo:
     one_start = True
 
     def __post_init__(self) -> None:
-        whole(self.every, "every", 1)
+        whole("every", self.every, 1)
         share(self.momentum, "momentum")
         if not self.rate > 0:
             raise ValueError(f"rate must be above 0, got {self.rate}")

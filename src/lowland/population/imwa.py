@@ -19,9 +19,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..arguments import whole
 from ..arithmetic.moments import lerp_, wide
 from .members import Members, Named, joined, rows_of
-from .rule import share, whole
+from .rule import share
 
 TEACHER = "teacher"
 
@@ -45,7 +46,7 @@ class IMWA:
     on_buffers = "averaged"
 
     def __post_init__(self) -> None:
-        whole(self.every, "every", 1)
+        whole("every", self.every, 1)
         share(self.ema, "ema")
         if self.momentum not in ("reset", "keep", "average"):
             raise ValueError(f'momentum must be "reset", "keep" or "average", got {self.momentum!r}')

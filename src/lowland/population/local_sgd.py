@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..arguments import whole
 from .members import Members, Named, joined, rows_of
-from .rule import whole
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LocalSGD:
     on_optimizer = "kept"
 
     def __post_init__(self) -> None:
-        whole(self.every, "every", 1)
+        whole("every", self.every, 1)
 
     def needs(self) -> str:
         return ""

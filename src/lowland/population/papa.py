@@ -14,8 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..arguments import whole
 from .members import Members, Named, joined, rows_of
-from .rule import share, whole
+from .rule import share
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class PAPA:
     on_optimizer = "kept"
 
     def __post_init__(self) -> None:
-        whole(self.every, "every", 1)
-        whole(self.epoch, "epoch", 0)
+        whole("every", self.every, 1)
+        whole("epoch", self.epoch, 0)
         share(self.alpha, "alpha")
         if self.follow not in ("rate", "nothing"):
             raise ValueError(f'follow must be "rate" or "nothing", got {self.follow!r}')

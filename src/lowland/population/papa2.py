@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..arguments import whole
 from .members import Members, Named, joined, rows_of
-from .rule import whole
 from .streams import pairs
 
 
@@ -34,8 +34,8 @@ class PAPA2:
     on_optimizer = "kept"
 
     def __post_init__(self) -> None:
-        whole(self.every, "every", 1)
-        whole(self.until, "until", 0)
+        whole("every", self.every, 1)
+        whole("until", self.until, 0)
 
     def needs(self) -> str:
         return ""

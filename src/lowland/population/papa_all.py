@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..arguments import whole
 from .members import Members, Named, joined, rows_of
 from .repair import check, repair_, statistics
-from .rule import whole
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class PAPAAll:
     on_optimizer = "kept"
 
     def __post_init__(self) -> None:
-        whole(self.every, "every", 1)
-        whole(self.repair, "repair", 0)
-        whole(self.until, "until", 0)
+        whole("every", self.every, 1)
+        whole("repair", self.repair, 0)
+        whole("until", self.until, 0)
 
     def needs(self) -> str:
         return "batches" if self.repair else ""

@@ -34,18 +34,6 @@ class Rule(Protocol):
         """Do what is due after the step `members.step`, or nothing."""
 
 
-def whole(value: object, name: str, least: int) -> None:
-    """Refuse what is no whole number from `least` on.
-
-    Raises:
-        ValueError: it is none.
-
-    >>> whole(1, "every", 1)
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-
-
 def share(value: float, name: str) -> None:
     """Refuse what does not lie between 0 and 1.
 

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..arguments import whole
 from .layers import Depth, chances, norms
 from .members import Members, Named
-from .rule import share, whole
+from .rule import share
 from .streams import shuffle
 
 
@@ -48,7 +49,7 @@ class WASH:
 
     def __post_init__(self) -> None:
         share(self.p, "p")
-        whole(self.every, "every", 1)
+        whole("every", self.every, 1)
         if self.depth not in ("layer", "tensor", "flat"):
             raise ValueError(f'depth must be "layer", "tensor" or "flat", got {self.depth!r}')
 
