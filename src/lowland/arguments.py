@@ -5,8 +5,6 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-import torch
-
 
 def whole(name: str, value: Any, least: int, most: int | None = None, hint: str = "") -> int:
     """Return `value` as an int: a whole number of at least `least`, and at most `most`. A truth value is none.
@@ -47,6 +45,8 @@ def check_generator(generator: object) -> None:
     ...
     ValueError: generator must be a torch.Generator, got int: pass torch.Generator().manual_seed(seed)
     """
+    import torch  # here, as the command line asks for whole numbers long before it needs torch
+
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ValueError(
             f"generator must be a torch.Generator, got {type(generator).__name__}: "

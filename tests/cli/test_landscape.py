@@ -168,7 +168,7 @@ def test_a_grid_is_refined_near_levels(run: Run, home: Path) -> None:
 def test_a_killed_command_goes_on(run: Run, tmp_path: Path) -> None:
     home = made(tmp_path, "LayerNorm(8)")
     inputs = [home / f"w{k}.safetensors" for k in (0, 2, 3)]
-    arguments = [str(a) for a in (*inputs, *options(home, "--points", 9, "--loss", f"{home}/my.py:slow"))]
+    arguments = [str(a) for a in (*inputs, *options(home, "--points", 17, "--loss", f"{home}/my.py:slow"))]
     process = subprocess.Popen(
         [sys.executable, "-m", "lowland.cli", "landscape", *arguments],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ,
@@ -183,12 +183,12 @@ def test_a_killed_command_goes_on(run: Run, tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
     kept = journal.read_bytes().count(b"\n") - 1
-    assert 0 < kept < 81 and not (home / "out" / "plane.safetensors").exists()
+    assert 0 < kept < 289 and not (home / "out" / "plane.safetensors").exists()
     refused = run(*arguments, "--bn", "frozen")
     assert refused.code == 2 and "another plane, data or model" in refused.err
     done = run(*arguments, "--json")
     assert done.code == 0, done.err
-    assert json.loads(done.out)["places"] == 81 and not journal.exists()
+    assert json.loads(done.out)["places"] == 289 and not journal.exists()
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ def cluster():
                 memory_limit=0,
                 silence_logs=50,
             ) as cluster,
-            distributed.Client(cluster, timeout=60) as client,
+            distributed.Client(cluster, timeout=600) as client,
         ):
             yield client
 
@@ -144,7 +144,7 @@ def test_a_worker_that_is_killed_changes_nothing(cluster, stage, tmp_path):
         found.fit_partitions([Loader(k, folder, stage) for k in range(3)], client=cluster)
         same(here, found)
         assert len(list(folder.iterdir())) == 6  # five openings and the one that died
-        cluster.wait_for_workers(2, timeout=60)
+        cluster.wait_for_workers(2, timeout=600)
         assert set(cluster.run(os.getpid).values()) != pids
 
 
@@ -172,8 +172,8 @@ def test_a_dead_scheduler(tmp_path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            client = Client(scheduler_file=str(place), timeout=60)
-        client.wait_for_workers(1, timeout=60)
+            client = Client(scheduler_file=str(place), timeout=600)
+        client.wait_for_workers(1, timeout=600)
         for _ in range(2):  # it dies in the middle, and it is dead from the start
             model = ACOWALogisticRegression(**SETTINGS)
             with quick(), pytest.raises(ConnectionError, match="the Dask scheduler does not answer"):

@@ -185,9 +185,7 @@ class _Asked:
             self.runs += 1
             self.folder.mkdir(exist_ok=True)
             self.scores[key] = values
-            part = self.file.with_suffix(".new")
-            part.write_text(json.dumps(self.scores))
-            part.replace(self.file)
+            _write(self.file, json.dumps(self.scores))
             mean = math.fsum(values) / len(values)
             screen.err.print(f"{mean:.6g}  {title}", highlight=False, markup=False)
         return [self.sign * value for value in self.scores[key]]
@@ -347,11 +345,14 @@ def _record_path(target: Path) -> Path:
 
 
 def _record(target: Path, found: Choice, asked: _Asked, members: tuple[list[int], float] | None) -> None:
-    path = _record_path(target)
-    content = json.dumps({"score": shlex.join(asked.words), **_plain(found, asked, members)}, indent=1, allow_nan=False)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(content + "\n")
-    part.replace(path)
+    content = {"score": shlex.join(asked.words), **_plain(found, asked, members)}
+    _write(_record_path(target), json.dumps(screen.finite(content), indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    from ..files.replacing import write_bytes
+
+    write_bytes(path, text.encode())
 
 
 def _words(text: str | None) -> list[str]:

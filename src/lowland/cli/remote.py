@@ -61,6 +61,8 @@ def _from_fsspec(item: str) -> str:
             f"{item} is read by fsspec: pip install 'lowland[remote]', and what its scheme wants"
         ) from None
     files, path = fsspec.core.url_to_fs(item)
+    from ..files.replacing import put
+
     if not files.exists(path):
         raise FileNotFoundError(f"there is nothing under {item}")
     key = hashlib.blake2b(item.encode(), digest_size=8).hexdigest()
@@ -78,5 +80,5 @@ def _from_fsspec(item: str) -> str:
         screen.err.print(f"fetching {item}: {inside or own.name}", highlight=False, markup=False)
         part = own.with_name(f".{own.name}.part")
         files.get_file(name, str(part))
-        part.replace(own)
+        put(part, own)
     return str(target)

@@ -4,12 +4,13 @@ Needs matplotlib and Jinja2: `pip install 'lowland[plot]'`.
 """
 
 import importlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+
+from lowland.files.replacing import write_bytes
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -28,9 +29,9 @@ def write_path(found: Rows, folder: Path) -> Path:
 
     figure = path_figure(found)
     alone = figure.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1)
-    _replace(folder / "path.svg", alone)
+    write_bytes(folder / "path.svg", alone.encode())
     page = templates.render("linear_path.html.j2", found=found, figure=Markup(figure))
-    _replace(folder / "report.html", page)
+    write_bytes(folder / "report.html", page.encode())
     return folder / "report.html"
 
 
@@ -57,9 +58,3 @@ def path_figure(found: Rows) -> str:
     told = ", ".join(f"{name} {value:.3f}" for name, value in best.items())
     alt = f"Accuracy and log-loss on test rows against non-zeros; best accuracies: {told}."
     return text_of(draw, (8.4, 3.8), "linear-path", "accuracy and log-loss against non-zeros", alt)
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
