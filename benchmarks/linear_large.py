@@ -201,6 +201,9 @@ def main() -> None:
         "lines handed over from Python.",
         "Seconds are of the wall clock, with other work on the machine.",
     ]
+    absent = [name for name in ("SGDClassifier", "OWA", "ACOWA", "Vowpal Wabbit") if name not in found]
+    if absent:
+        notes.append(f"Not in this run: {', '.join(absent)}.")
     harness.write("linear_large", "Ten million rows by a million columns", {"One machine": rows}, notes)
 
 

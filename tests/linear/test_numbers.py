@@ -143,3 +143,13 @@ def test_twins(seed):
     for cls, slow in [(OWALogisticRegression, twin.owa), (ACOWALogisticRegression, twin.acowa)]:
         model = cls(0.02, merge_lambda=0.1, merge_rows=1.0, **SETTINGS).fit_partitions(parts)
         close(model.coef_, slow(parts, 0.02, 0.1), 6)
+
+
+def test_rows_whose_places_are_in_no_order_stay_as_they_are():
+    X = csr_matrix((np.array([1.0, 2.0, 3.0, -1.0, 0.5]), np.array([2, 0, 1, 2, 0]), np.array([0, 2, 4, 5])), (3, 3))
+    assert not X.has_sorted_indices
+    y, before = np.array([1.0, -1.0, 1.0]), X.toarray()
+    penalties = np.array([0.01, 0.02, 0.03])
+    found = solve(Problem(X, y), penalties, fit_intercept=False)
+    np.testing.assert_array_equal(X.toarray(), before)
+    np.testing.assert_allclose(found.coef, twin.local(before, y, penalties, np.ones(3), 3), atol=1e-5)

@@ -112,6 +112,8 @@ def _liblinear(
     level = float(penalties[places].min())  # lambda of the equation
     scale = penalties[places] / level
     X = csr_matrix(problem.X[:, places]) if len(places) < problem.X.shape[1] else problem.X
+    if not X.has_sorted_indices:
+        X = X.sorted_indices()  # LIBLINEAR's door would sort the places in place, and they are the caller's
     # One copy at most: of the data, and only where there is something to divide.
     data = X.data if (scale == 1).all() else X.data / scale[X.indices]
     ends = X.indices.astype(np.int32, copy=False), X.indptr.astype(np.int32, copy=False)

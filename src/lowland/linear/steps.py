@@ -102,7 +102,7 @@ def centroids(part: Part, job: Common) -> Centroids:
     there = np.flatnonzero(sums)
     places = np.searchsorted(there, codes)
     pick = csr_matrix((part.weights / sums[codes], (places, np.arange(len(codes)))), shape=(len(there), len(codes)))
-    return Centroids(csr_matrix(pick @ part.X), there, sums[there])
+    return Centroids(csr_matrix(pick @ part.X).sorted_indices(), there, sums[there])
 
 
 def fit(part: Part, job: FitJob) -> Models:
