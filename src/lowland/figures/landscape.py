@@ -25,6 +25,7 @@ from ..landscape.hessian import Spectrum
 from ..landscape.rays import Rays
 from ..landscape.walk import Walk
 from .looks import Drawing, Look
+from .svg import label as named
 
 UNITS = {"error": "share", "loss": "nats"}
 BANDS = 9  # of colour on a plane
@@ -90,6 +91,7 @@ def line_drawing(
         'train loss and test error from a to b'
     """
     caption = caption_of(about or {}, 84)
+    ends = (named(ends[0]), named(ends[1]))
 
     def draw(figure: Figure, look: Look) -> None:
         ax = figure.subplots()
@@ -154,6 +156,7 @@ def rays_drawing(
         >>> rays_drawing({"SGD": rays, "SWA": rays}).title
         'loss along random rays from SGD, SWA'
     """
+    solutions = {named(own): rays for own, rays in solutions.items()}
     key = next(iter(next(iter(solutions.values())).values)) if name is None else name
     first = next(iter(solutions.values()))
     caption = caption_of(first.about if about is None else about, 84)
@@ -203,6 +206,7 @@ def spectrum_drawing(spectra: Mapping[str, Spectrum], about: Mapping[str, str] |
         >>> spectrum_drawing({"SGD": found}).title
         "Density of the Hessian's eigenvalues at SGD"
     """
+    spectra = {named(own): found for own, found in spectra.items()}
     first = next(iter(spectra.values()))
     caption = caption_of(first.about if about is None else about, 84)
     low = min(float(s.nodes[s.weights > 0].min()) for s in spectra.values())
@@ -302,7 +306,7 @@ def _contours(ax: Axes, grid: Grid, name: str, look: Look, first: bool) -> None:
     if grid.path and len(grid.points) > 1:
         ax.plot(*zip(*grid.points.values(), strict=True), color=look.ink, linewidth=1.0, zorder=3)
     few = len(grid.points) <= 5
-    for number, (label, (a, b)) in enumerate(grid.points.items()):
+    for number, (label, (a, b)) in enumerate((named(own), place) for own, place in grid.points.items()):
         colour, mark, _ = look.of(number if few else 0)
         ax.plot(
             a,

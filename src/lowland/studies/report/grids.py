@@ -85,14 +85,14 @@ def line_figure(found: Mapping[str, Any], left: str, right: str, name: str, titl
             dash = "--" if place else "-"
             side = "right" if place else "left"
             look: dict[str, Any] = {"color": colour, "linestyle": dash, "marker": mark, "markersize": 4}
-            handles += own.plot(found["t"], mean, label=f"{value} ({side})", **look)
+            handles += own.plot(found["t"], mean, label=f"{label(value)} ({side})", **look)
             own.yaxis.set_major_locator(MaxNLocator(5))
             own.set_ylabel(label(value), color=colour)
         for at, end in zip((0, 1), ends, strict=True):
             axes.axvline(at, color=MUTED, linewidth=0.8, linestyle=":")
             above: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
             axes.annotate(label(end), (at, 1), xycoords=("data", "axes fraction"), **above)
-        axes.set_xlabel(f"{ends[0]} at 0, {ends[1]} at 1")
+        axes.set_xlabel(f"{label(ends[0])} at 0, {label(ends[1])} at 1")
         figure.legend(handles=handles, loc="outside lower center", ncols=2, columnspacing=1.2)
 
     lows = "; ".join(f"{value} lowest at {found['lowest'][value]['mean']:.2f}" for value in (left, right))
