@@ -57,7 +57,9 @@ def predicted(
         votes[name][list(rows), logits.argmax(1).cpu()] += 1
         if done is not None:
             done(len(rows))
-        return logits
+        # An answer that a question does not offer has minus infinity. The exponential of -10,000 is zero as well, and
+        # `predict` can go on refusing outputs that are not finite.
+        return logits.masked_fill(logits == float("-inf"), -1e4)
 
     # The loop brings each batch exactly once for each draw, which is what is counted here.
     found = predict(

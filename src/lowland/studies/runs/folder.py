@@ -36,10 +36,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replacing.write_bytes(path, content)
     except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"cannot write {path} ({reason}): make room or choose another folder") from None
+        raise OSError(f"cannot write {path} ({error.strerror or error}): choose another folder") from None
+    replacing.write_bytes(path, content)
 
 
 def write_json(path: Path, content: Any) -> None:
