@@ -17,7 +17,7 @@ from . import screen
 from .runs import written_report
 from .studies import Out, Resume, study_app
 
-__all__ = ["decay", "images", "links", "population", "study_app"]
+__all__ = ["decay", "images", "linear", "links", "population", "study_app"]
 
 Config = Annotated[Path | None, typer.Option("--config", help="A TOML file; without one the packaged sets.")]
 Seeds = Annotated[int | None, typer.Option(help="How many seeds, from 0 \\[default: 5].")]
@@ -75,6 +75,23 @@ def decay(
 
     given = {"model.names": _words(models), "training.seeds": _range(seeds)}
     _run(study, config, given, "decay", jobs, out_folder, resume, as_json)
+
+
+@study_app.command()
+def linear(
+    config: Config = None,
+    sets: Annotated[str | None, typer.Option(help="Such as r8,synthetic.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many partitionings, from 0 \\[default: 5].")] = None,
+    jobs: Jobs = None,
+    out_folder: Out = None,
+    resume: Resume = False,
+    as_json: screen.Json = False,
+) -> None:
+    """Compare averages and merges of sparse linear models, OWA and ACOWA among them, over partitionings."""
+    from ..studies import linear as study
+
+    given = {"data.sets": _words(sets), "training.seeds": _range(seeds)}
+    _run(study, config, given, "linear", jobs, out_folder, resume, as_json)
 
 
 @study_app.command()
