@@ -34,7 +34,7 @@ def save_result(result: Result, path: str | os.PathLike[str], about: dict[str, s
     >>> path = os.path.join(tempfile.mkdtemp(), "line.safetensors")
     >>> save_result(Walk((0.0, 1.0), {"loss": (1.0, 2.0)}, (3.0,)), path, {"model": "toy"})
     >>> load_result(path)
-    (Walk(t=(0.0, 1.0), values={'loss': (1.0, 2.0)}, pieces=(3.0,)), {'model': 'toy'})
+    (Walk(places 2, length 3, loss 1 to 2), {'model': 'toy'})
     """
     tensors, text = _parts(result)
     said = {**text.pop("about", {}), **(about or {})}
