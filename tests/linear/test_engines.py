@@ -166,7 +166,7 @@ def test_a_dead_scheduler(tmp_path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            client = Client(scheduler_file=str(place), timeout=600)
+            client = Client(scheduler_file=str(place), timeout=30)
         client.wait_for_workers(1, timeout=600)
         for _ in range(2):  # it dies in the middle, and it is dead from the start
             model = ACOWALogisticRegression(**SETTINGS)
