@@ -12,7 +12,7 @@ import torch
 from lowland.soup import weighted
 from lowland.studies.decay import KIND, DecayStudy, from_mapping, read_config, run_cell
 from lowland.studies.decay.config import Data, Evaluation, Merging, Model, Training
-from lowland.studies.decay.shapes import RATES, SHAPES, coefficients
+from lowland.studies.decay.shapes import RATES, SHAPES, coefficients, rate_at
 from lowland.studies.decay.texts import read
 from lowland.studies.grid import Cell
 from lowland.studies.grid.cells import check_result
@@ -39,13 +39,13 @@ def test_coefficients_by_hand() -> None:
     assert coefficients("cosine", 2) == pytest.approx([0.146447, 0.707107, 0.146447], abs=1e-6)
 
 
-@pytest.mark.parametrize("shape", list(RATES))
+@pytest.mark.parametrize("shape", RATES)
 def test_where_gradients_do_not_depend_on_the_weights_the_average_is_the_decay(shape: str) -> None:
     g = torch.Generator().manual_seed(0)
     steps = torch.randn(12, 3, generator=g, dtype=torch.float64)  # minus rate times gradient, at the full rate
     run = [{"w": steps[:count].sum(0)} for count in range(13)]
     merged = weighted(run, coefficients(shape, 12))["w"]
-    decayed = sum(RATES[shape]((i + 0.5) / 12) * steps[i] for i in range(12))
+    decayed = sum(rate_at(shape, (i + 0.5) / 12) * steps[i] for i in range(12))
     assert torch.allclose(merged, torch.as_tensor(decayed), atol=1e-12)
 
 

@@ -11,6 +11,7 @@ from .decays import Decay as Decay
 from .decays import blended as blended
 from .decays import decayed as decayed
 from .decays import of_rates as of_rates
+from .decays import rate as rate
 from .decays import rates_from as rates_from
 from .profiles import CUTOFF as CUTOFF
 from .profiles import MOST_CELLS as MOST_CELLS

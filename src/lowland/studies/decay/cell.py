@@ -24,7 +24,7 @@ from ..runs.randomness import derived_seed, own_randomness
 from .config import WIDTHS, DecayStudy
 from .kind import KIND
 from .network import Transformer
-from .shapes import RATES, SHAPES, coefficients
+from .shapes import SHAPES, coefficients, rate_at
 from .texts import Texts, read
 
 _PARTS = ("train", "validation", "test", "shift")
@@ -80,7 +80,7 @@ class _Cell:
             copy_to(self.model, begun)
             optimiser.load_state_dict(_copied(state))
             with self.clock("training"):
-                self.train(optimiser, branch, lambda step, shape=shape: RATES[shape](self.share(step)))  # type: ignore[misc]
+                self.train(optimiser, branch, lambda step, shape=shape: rate_at(shape, self.share(step)))  # type: ignore[misc]
             found[f"decayed {shape}"] = clone_of(weights_of(self.model))
         copy_to(self.model, begun)
         optimiser.load_state_dict(_copied(state))

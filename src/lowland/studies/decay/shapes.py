@@ -7,18 +7,18 @@ with c_i = r_i - r_(i+1), the last one r_n, and 1 - r_1 for w_0 (arXiv 2507.1763
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import numpy as np
 
-# The rate at a share x of the decay, from 1 at its beginning to 0 at its end. "window" is no decay of a rate that is
-# ever used: all but the first part of a step is taken back at once, which is the equal average.
-RATES: dict[str, Callable[[float], float]] = {
-    "linear": lambda x: 1 - x,
-    "minus-sqrt": lambda x: 1 - math.sqrt(x),
-    "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
-    "square": lambda x: (1 - x) ** 2,
-}
+from lowland.retroactive import of_rates, rate
+
+RATES = ("linear", "minus-sqrt", "cosine", "(1-x)^2")
+# The equal average is no decay of a rate that is ever used: all but the first part of a step is taken back at once.
 SHAPES = ("window", *RATES)
+
+
+def rate_at(shape: str, x: float) -> float:
+    """Return the rate at a share x of a decay, from 1 at its beginning to 0 at its end."""
+    return float(rate(shape, np.array(x)))
 
 
 def coefficients(shape: str, count: int) -> list[float]:
@@ -32,5 +32,4 @@ def coefficients(shape: str, count: int) -> list[float]:
     if shape == "window":
         return [0.0, *([1 / count] * count)]
     # The mean rate of a stretch between two checkpoints is that of its middle, nearly.
-    rates = [1.0, *(RATES[shape]((index + 0.5) / count) for index in range(count)), 0.0]
-    return [before - after for before, after in zip(rates[:-1], rates[1:], strict=True)]
+    return of_rates([1.0, *(rate_at(shape, (index + 0.5) / count) for index in range(count))])
