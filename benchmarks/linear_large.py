@@ -200,8 +200,8 @@ def main() -> None:
         f"1e-5. SGDClassifier: log loss, L1, alpha {ALPHA:g}, one pass. Vowpal Wabbit: logistic, 20 bits, one pass, "
         "lines handed over from Python.",
         "Seconds are of the wall clock, with other work on the machine.",
-        "These rows are no ranking: OWA's lambda was set by hand for its time, SGDClassifier's alpha is the best of three "
-        "on these test rows, and Vowpal Wabbit was not tuned.",
+        "These rows are no ranking: OWA's lambda was set by hand for its time, SGDClassifier's alpha is the best of "
+        "three on these test rows, and Vowpal Wabbit was not tuned.",
     ]
     absent = [name for name in ("SGDClassifier", "OWA", "ACOWA", "Vowpal Wabbit") if name not in found]
     if absent:
