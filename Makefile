@@ -107,7 +107,7 @@ $(STAMPS)/demo: $(STAMPS)/venv pyproject.toml constraints.txt
 
 $(STAMPS)/dev: $(STAMPS)/demo
 	@echo "installing the tools of the tests into $(VENV)"
-	$(PIP) -e '.[dev,text,plot,fast,lightning]'
+	$(PIP) -e '.[dev,text,plot,fast,lightning,linear]'
 	touch $@
 
 $(STAMPS)/docs: $(STAMPS)/venv pyproject.toml constraints.txt

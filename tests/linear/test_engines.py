@@ -145,8 +145,8 @@ def test_a_worker_that_is_killed_changes_nothing(cluster, stage, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_dead_scheduler(tmp_path):
-    import dask
-    from distributed import Client
+    dask = pytest.importorskip("dask")
+    Client = pytest.importorskip("distributed").Client
 
     place = tmp_path / "scheduler.json"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
