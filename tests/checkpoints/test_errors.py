@@ -128,6 +128,7 @@ def test_indices_that_lie(tmp_path: Path) -> None:
             ({**honest, "ghost": file}, r"disagree on where \['ghost'\] lie"),
             ({k: v for k, v in honest.items() if k != "scale"}, r"disagree on where \['scale'\] lie"),
             ({**honest, "scale": "../outside"}, "names files outside its folder"),
+            ({**honest, "scale": "[" * 50_000}, "is damaged, it names a file of 50000 letters"),
             ({**honest, "scale": "gone.safetensors"}, "names shards that are not there"),
             ([], "names no shards|is no shard index"),
         ):

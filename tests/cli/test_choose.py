@@ -136,6 +136,18 @@ def test_a_loss_is_turned_round_and_a_soup_may_win(run: Run, home: Path) -> None
     assert abs(w - 3.5) == pytest.approx(found["soup"]["score"] if found["soup"] else best)
 
 
+def test_scores_of_an_output_that_is_there_are_swept(run: Run, home: Path) -> None:  # noqa: F811
+    """A process that was killed after it wrote the winner has left its scores."""
+    for name, command_name in (("chosen", "choose"), ("soup", "soup")):
+        arguments = [command_name, home / "run", "--score", command(home), "--out", home / name]
+        assert run(*arguments).code == 0
+        left = home / f".{name}.{command_name}"
+        left.mkdir()
+        (left / "scores.json").write_text("{}")
+        again = run(*arguments)
+        assert again.code == 2 and "is there already" in again.err and not left.exists()
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -136,7 +136,12 @@ def _open_sharded(folder: Path, index: Path, opener: Callable[..., Checkpoint], 
         raise ValueError(f"{index} is no shard index ({type(error).__name__}: {error}): save the model anew") from None
     strangers = [name for name in names if Path(name).name != name or name in (".", "..")]
     if strangers:
-        raise ValueError(f"{index} names files outside its folder: {strangers[:3]}")
+        raise ValueError(f"{index} names files outside its folder: {[name[:100] for name in strangers[:3]]}")
+    endless = [
+        name for name in names if len(name.encode("utf-8", "surrogatepass")) > 255
+    ]  # no file system has such a name
+    if endless:
+        raise ValueError(f"{index} is damaged, it names a file of {len(endless[0])} letters, {endless[0][:40]!r}...")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{index} names shards that are not there: {missing[:5]}")

@@ -120,8 +120,9 @@ def soup(
     """Build the greedy soup: go from the best checkpoint to the worst and keep those that raise the score."""
     from .. import soup as soups
     from ..checkpoints import expand, plan_average
-    from .scoring import Scorer
+    from .scoring import Scorer, forget_finished
 
+    forget_finished(out, "soup")
     inputs = local(inputs)
     paths = expand(inputs)
     opened = opened_inputs(paths, key, keep, drop)

@@ -65,7 +65,9 @@ def choose(
     from ..retroactive import BLENDS, SHAPES
     from ..retroactive import choose as search
     from .checkpoints import models_beside, opened_inputs
+    from .scoring import forget_finished
 
+    forget_finished(out, "choose")
     inputs = local(inputs)
     paths = expand(inputs)
     opened = opened_inputs(paths, key, keep, drop)

@@ -80,6 +80,12 @@ class Scorer:
             shutil.rmtree(home)
 
 
+def forget_finished(target: Path, kind: str) -> None:
+    """Remove the scores of an output that is there: a process that was killed as it ended has left them."""
+    if target.exists():
+        shutil.rmtree(target.parent / f".{target.name}.{kind}", ignore_errors=True)
+
+
 def words_of(command: str) -> list[str]:
     """Return the words of a score command.
 
