@@ -347,3 +347,11 @@ def test_described_files_are_those_that_are_there(tmp_path: Path) -> None:
     dcp(tmp_path / "run", {"model": {"w": full(1)}})
     (part,) = describe(tmp_path / "run")["parts"]
     assert part == {"file": "__0_0.distcp", "tensors": 1, "bytes": 48}
+
+
+def test_what_differs_between_adapters_is_told_in_bounded_words() -> None:
+    from lowland.checkpoints.adapters import compared
+
+    one = {"r": 2, "base_model_name_or_path": "a" * 9000}
+    (key, base) = compared(one, {**one, "x" * 9000: [1] * 9000, "base_model_name_or_path": "b" * 9000})
+    assert len(key) < 200 and len(base) < 200

@@ -77,10 +77,10 @@ def compared(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
             continue
         a, b = (_plain(key, config.get(key)) for config in (one, two))
         if a != b:
-            found.append(f"{key} {_shown(two.get(key))} instead of {_shown(one.get(key))}")
+            found.append(f"{_short(key)} {_shown(two.get(key))} instead of {_shown(one.get(key))}")
     bases = [_base(config) for config in (one, two)]
     if all(bases) and bases[0] != bases[1]:
-        found.append(f"base model {bases[1]!r} instead of {bases[0]!r}")
+        found.append(f"base model {_shown(bases[1])} instead of {_shown(bases[0])}")
     return found
 
 
@@ -104,7 +104,10 @@ def _plain(key: str, value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    return _short(repr(value))
+
+
+def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

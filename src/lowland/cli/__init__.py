@@ -87,6 +87,7 @@ def _told(error: Exception, arguments: Sequence[str]) -> int:
         words = f"unexpected {type(error).__name__}: {error}: a fault of lowland; report it with what --debug shows"
         code = 1
     line = screen.printable(" ".join(words.split()))
+    line = line if len(line) <= 2000 else f"{line[:2000]}..."  # names out of damaged files may have any length
     screen.err.print(f"[bold red]error:[/] {escape(line)}", soft_wrap=True, highlight=False)
     return code
 
