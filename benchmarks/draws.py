@@ -44,7 +44,7 @@ def collected(model: nn.Module, rank: int, dtype: str = "float32") -> SWAG:
             row.copy_(torch.randn(row.shape) * 1e-3)
     for base in swag._base().values():
         base.fill_(1e-5)
-    swag.count = rank + 1
+    swag._updates = rank + 1
     return swag
 
 
@@ -234,10 +234,10 @@ def shard_of(
     try:
         mesh = init_device_mesh("cpu", (ranks,))
         part = SWAG(rank=swag.rank)
-        part.count = swag.count
+        part._updates = swag.count
         for slot, named in swag._slots.items():
             dim = int(slot == "deviations")
-            part._slots[slot] = {
+            part._kept[slot] = {
                 name: distribute_tensor(tensor, mesh, [Shard(dim)], src_data_rank=None)
                 for name, tensor in named.items()
             }

@@ -189,7 +189,7 @@ def gaussians(model: nn.Module, troubles: dict[str, str], large: bool) -> list[C
             at = itertools.cycle(counts)
 
             def update() -> None:
-                swag.count = next(at)
+                swag._updates = next(at)
                 swag.update(model)
 
             return update

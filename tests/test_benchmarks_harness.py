@@ -1,6 +1,7 @@
 """The arithmetic of the benchmarks: medians, ratios, the limit, peak memory, and what is written."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -117,3 +118,17 @@ def test_a_result_names_machine_versions_command_and_checks(
     assert raw["versions"]["torch"] == torch.__version__ and raw["versions"]["timm"] == "1.0.31"
     assert raw["machine"]["cores"] and [check["ok"] for check in raw["checks"]] == [True, False]
     assert capsys.readouterr().out.startswith("# A speed")
+
+
+def test_what_the_benchmarks_of_updates_and_draws_call_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They reach inside to hold an averager at one place of its ring, which a change of its inside may break."""
+    monkeypatch.setitem(sys.modules, "harness", harness)
+    monkeypatch.syspath_prepend(str(Path(harness.__file__).parent))
+    from benchmarks import draws, updates
+
+    model, troubles = torch.nn.Linear(3, 2), dict.fromkeys(updates.PEERS, "not asked for")
+    groups = [lambda: updates.means(model, troubles), *updates.gaussians(model, troubles, True)]
+    called = [update() for make in groups for name, update in make().items() if name.startswith("lowland")]
+    assert len(called) > 8
+    swag = draws.collected(model, 4)
+    assert swag.count == 5 and all(bool(t.isfinite().all()) for t in swag.sample(2).values())
