@@ -40,23 +40,20 @@ _STATE: dict[str, Any] = {"realtime": False, "quick": False, "device": "cpu", "o
 
 
 def arguments(description: str | None, **extra: Any) -> argparse.Namespace:
-    """Read --device, --quick, --out and --threads, and what `extra` names with its default; then go real-time.
+    """Read --quick, --out and --threads, and what `extra` names with its default; then go real-time.
 
     --quick is for trying a script: the script may choose less, and results go to runs/ and not to results/.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
     parser.add_argument("--quick", action="store_true", help="a short run to try the script; not written to results/")
     parser.add_argument("--out", type=Path, help="folder for the result files")
     parser.add_argument("--threads", type=int, help="threads of torch; default all cores")
     for name, default in extra.items():
         parser.add_argument(f"--{name.replace('_', '-')}", default=default, type=type(default))
     options = parser.parse_args()
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error("there is no CUDA device here: leave --device out")
     torch.set_num_threads(options.threads or os.cpu_count() or 1)
     realtime()
-    _STATE.update(quick=options.quick, device=options.device, out=options.out)
+    _STATE.update(quick=options.quick, out=options.out)
     return options
 
 
@@ -147,7 +144,7 @@ def compare(
         prepare: what to call, untimed, before each window of a contender.
         calls: calls in a window, one number for all or one for each name; None: as many as fill `window` seconds.
         budget: seconds after which no further round is begun (but at least two are run).
-        device: "cuda" times with events on the device; None: what `arguments` read.
+        device: "cuda" times with events on the device; None: the one that `gpu.py` set, else the CPU.
     """
     if not contenders or rounds < 1:
         raise ValueError(f"compare needs a contender and a round, got {len(contenders)} and {rounds}")
