@@ -10,13 +10,15 @@ average of weights means nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from .arithmetic.moments import check_numbers
 from .averager.posteriors import COMPOSITES, Drawable, Posterior, check_draws, draws, members_of
+from .weights.kinds import check_same_kinds
 from .weights.named import Weights, check_same, clone_of
 from .weights.shards import like, local
 
@@ -52,11 +54,15 @@ class Mixture:
         if not components:
             raise ValueError("a mixture needs at least one component, got none")
         self.components: list[Drawable] = list(components)
+        for place, component in enumerate(self.components):
+            if isinstance(component, Mapping):
+                check_numbers(component, f"component {place}", complex_too=True)
         first = _point(self.components[0])
         dtypes = {name: tensor.dtype for name, tensor in first.items()}
         for component in self.components[1:]:
             point = _point(component)
             check_same(first, point, what="a mixture's components must name the same tensors")
+            check_same_kinds(first, point, "a mixture's components")
             dtypes = {name: torch.promote_types(kept, point[name].dtype) for name, kept in dtypes.items()}
         self._forms = {name: _form(tensor, dtypes[name]) for name, tensor in first.items()}
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from .arithmetic.moments import first_nonfinite, lerp_, wide_zeros
 from .averager.scores import judge
 from .weights.codes import codes_of
+from .weights.kinds import check_kinds, check_same_codes, check_same_kinds, is_table
 from .weights.named import Score, Weights, check_same, clone_of
 
 
@@ -207,7 +208,7 @@ def greedy(ingredients: Sequence[Weights], score: Score) -> Greedy:
         if len(members) == 1:
             _check(like, weights, index)
             if index == 0:
-                like = {name: tensor.to("meta") for name, tensor in weights.items()}
+                like = {name: t.clone() if is_table(t) else t.to("meta") for name, t in weights.items()}
             return judge(score, weights, f"ingredient {index}")
         if not soup:
             soup = _start(ingredients[0])
@@ -244,8 +245,12 @@ def _check(first: Weights, weights: Weights, index: int) -> None:
             f"ingredient {index} must be a mapping from names to tensors, got {type(weights).__name__}: "
             "pass an iterable of such mappings, and clone_of(weights_of(model)) for a model"
         )
+    what = f"ingredient {index}"
+    check_kinds(weights, what, ", or leave them out")
     if index > 0:
-        check_same(first, weights, what=f"ingredient {index} beside ingredient 0")
+        check_same(first, weights, what=f"{what} beside ingredient 0")
+        check_same_kinds(first, weights, f"{what} beside ingredient 0")
+        check_same_codes(first, weights, f"{what} beside ingredient 0")
     elif not weights:
         raise ValueError("ingredient 0 is an empty mapping: pass at least one named tensor")
     codes = codes_of({name: (tensor.dtype, tensor.numel()) for name, tensor in weights.items()})
@@ -262,6 +267,9 @@ def _check(first: Weights, weights: Weights, index: int) -> None:
 def _served(soup: dict[str, Tensor]) -> dict[str, Tensor]:
     if not soup:
         raise ValueError("a soup needs at least one ingredient, got none")
+    name = first_nonfinite(soup)
+    if name is not None:
+        raise ValueError(f"the sum of {name} is beyond the range of {soup[name].dtype}: smaller coefficients fit")
     return soup
 
 

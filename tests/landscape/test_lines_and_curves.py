@@ -199,7 +199,7 @@ def test_curves_refuse() -> None:
     with pytest.raises(ValueError, match="make them alike"):
         bezier(a, {name: tensor.float() for name, tensor in b.items()})
     b["b"][1] = math.nan
-    with pytest.raises(ValueError, match="b of point 2"):
+    with pytest.raises(ValueError, match="second end: b holds a NaN"):
         bezier(a, b)
 
 

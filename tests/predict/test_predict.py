@@ -505,7 +505,9 @@ def test_batches_that_change_between_draws_are_refused() -> None:
 
 def test_a_draw_that_is_not_finite_is_named() -> None:
     model = nn.Linear(1, 2, bias=False)
-    members = Mixture([two_classes(0.5), linear([[math.nan], [0.0]])])
+    members = Snapshots(2, check_finite=False)
+    for weights in (two_classes(0.5), linear([[math.nan], [0.0]])):
+        members.update(weights)
     before = model.weight.detach().clone()
     with pytest.raises(ValueError, match="draw 2 has a value in weight that is not finite"):
         predict(model, members, [torch.ones(1, 1)])

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..weights.kinds import check_kinds, check_tensors
+from ..weights.selection import Weights
 from ..weights.shards import like, local
 
 
@@ -89,6 +91,33 @@ def first_nonfinite(weights: Mapping[str, Tensor], room: str = FINITE) -> str | 
             elif not finite:
                 bad.update(name for name in batch if not (weights[name].abs() < most).all())
     return next((name for name in weights if name in bad), None)
+
+
+def check_numbers(weights: Weights, what: str, *, complex_too: bool = False) -> None:
+    """Refuse weights of which some cannot be moved or summed: strangers among the kinds, and what is not finite.
+
+    Whole numbers are let through, as nothing moves them.
+
+    Raises:
+        ValueError: there are some; the message begins with `what` and names the tensors.
+
+    >>> check_numbers({"w": torch.tensor([float("nan")])}, "the origin")
+    Traceback (most recent call last):
+    ...
+    ValueError: the origin: w holds a NaN or an infinity: give finite weights
+    """
+    check_tensors(weights, what)
+    moving = {name: tensor.detach() for name, tensor in weights.items() if not _whole(tensor)}
+    plain = {name: tensor for name, tensor in moving.items() if not tensor.is_complex()}
+    check_kinds(plain if complex_too else moving, what, "", vectors=False)
+    parts = {name: torch.view_as_real(t.resolve_conj()) for name, t in moving.items() if t.is_complex()}
+    bad = first_nonfinite({name: parts.get(name, local(tensor)) for name, tensor in moving.items()})
+    if bad is not None:
+        raise ValueError(f"{what}: {bad} holds a NaN or an infinity: give finite weights")
+
+
+def _whole(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
 
 
 SMALL = 1 << 14  # elements: copying a smaller tensor beside others costs less than a call for it alone

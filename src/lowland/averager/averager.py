@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..arguments import whole
 from ..arithmetic.moments import FINITE, MEAN, first_nonfinite, limit
 from ..arithmetic.passes import Passes
+from ..weights.kinds import check_kinds, check_same_kinds
 from ..weights.named import Select, Weights, check_same, clone_of, parameters, select_name
 from ..weights.shards import anywhere, check_same_placements, is_sharded, local
 from .beside import Beside, own_lock, pays
@@ -23,7 +24,6 @@ from .slots import Slot as Slot
 from .slots import (
     allocated,
     check_codes,
-    check_kinds,
     check_slots,
     check_state,
     check_tensors,
@@ -286,6 +286,7 @@ class Averager(ABC):
             weights = since_the_first(model_or_weights, own, weights, what)
         check_kinds(weights)
         check_same(own, weights, what=what)
+        check_same_kinds(own, weights, what)
         check_same_placements(own, weights, what=what)
         return weights
 

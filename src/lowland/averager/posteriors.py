@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from ..arguments import check_generator, whole
+from ..weights.kinds import check_tensors
 from ..weights.named import Weights
 from .averager import Averager
 from .kinds import Kinds
@@ -57,6 +58,7 @@ def members_of(posterior: Drawable) -> Sequence[Weights] | None:
     [{'w': tensor([0.])}]
     """
     if type(posterior) is dict:  # before the protocols, whose checks take as long as a small model's forward pass
+        check_tensors(posterior, "the weights")
         return [dict(posterior)]
     if isinstance(posterior, Finite):
         return posterior.members()
@@ -65,6 +67,7 @@ def members_of(posterior: Drawable) -> Sequence[Weights] | None:
     if isinstance(posterior, Averager):
         return [posterior.mean()]
     if isinstance(posterior, Mapping):
+        check_tensors(posterior, "the weights")
         return [dict(posterior)]
     raise ValueError(
         f"weights are drawn from a posterior, an averager or a mapping of named tensors, got {type(posterior).__name__}"

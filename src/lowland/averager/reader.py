@@ -178,10 +178,10 @@ def _look(names: list[str], tensors: list[Tensor]) -> _Look | None:
     """What a table of addresses depends on, or None where a tensor has no address."""
     try:
         addresses = list(map(Tensor.data_ptr, tensors))
-    except RuntimeError:  # such as sparse tensors
+        # An address may come back with another dtype or shape after a free, so it is not enough.
+        return names, addresses, list(map(_dtype, tensors)), list(map(_size, tensors)), list(map(_stride, tensors))
+    except RuntimeError:  # such as sparse and nested tensors
         return None
-    # An address may come back with another dtype or shape after a free, so it is not enough.
-    return names, addresses, list(map(_dtype, tensors)), list(map(_size, tensors)), list(map(_stride, tensors))
 
 
 def _gathers(model: nn.Module) -> bool:

@@ -6,68 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..weights.kinds import is_table, unfit
 from ..weights.named import check_same
-from ..weights.selection import constrained
-from ..weights.shards import check_placements, check_same_placements, is_sharded, like, local, part_of
+from ..weights.shards import check_same_placements, is_sharded, like, local, part_of
 
 Slot = dict[str, Tensor]
 Settings = dict[str, Any]
-
-
-FEW = 16  # integers: counters are fewer than that, codes of a quantised weight are more
-_CODES = {torch.int8, torch.uint8, torch.int16, torch.int32, torch.uint16, torch.uint32}
-
-
-def check_kinds(weights: Slot) -> None:
-    """Refuse tensors that cannot be averaged, and shards that are partial sums.
-
-    Raises:
-        ValueError: there are some; the message names them, their kind, and what to do.
-
-    >>> check_kinds({"w": torch.zeros(2)})
-    >>> check_kinds({"w": torch.zeros(2, dtype=torch.complex64)})
-    Traceback (most recent call last):
-    ...
-    ValueError: ['w'] are complex: pass torch.view_as_real of them, or leave them out with select=
-    """
-    found: dict[str, list[str]] = {}
-    for name, tensor in weights.items():
-        kind = _unfit(tensor)
-        if kind is not None:
-            found.setdefault(kind, []).append(name)
-    for kind, names in found.items():
-        raise ValueError(f"{names[:5]} are {kind}, or leave them out with select=")
-    vectors = constrained(weights)
-    if vectors:
-        raise ValueError(
-            f"{vectors[:5]} are unit vectors that spectral norm keeps, whose average is none: leave them out with "
-            "select=, and run a forward pass in train mode with the average in the model, which estimates them anew"
-        )
-    check_placements(weights)
-
-
-def _unfit(tensor: Tensor) -> str | None:
-    if tensor.is_complex():
-        return "complex: pass torch.view_as_real of them"
-    if tensor.is_meta:
-        return "on the meta device, without values: load them first"
-    if tensor.is_quantized:
-        return f"quantised ({tensor.dtype}): pass tensor.dequantize()"
-    if tensor.layout != torch.strided or tensor.is_nested:
-        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
-        return f"{kind} tensors: pass dense ones"
-    if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
-        return f"of {tensor.dtype}, which means nothing without its scales: pass tensor.float() of what is dequantised"
-    if hasattr(type(tensor), "__tensor_flatten__") and not is_sharded(tensor):
-        return f"of the type {type(tensor).__name__}, whose values lie in parts: pass tensor.dequantize() of them"
-    if isinstance(tensor, nn.Parameter) and tensor.dtype in _CODES and tensor.numel() > FEW:
-        return f"parameters of {tensor.dtype}, codes of a quantised weight: dequantise them"
-    return None
-
-
-_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 def codes_of(weights: Slot) -> list[str]:
@@ -76,7 +22,7 @@ def codes_of(weights: Slot) -> list[str]:
     >>> codes_of({"w": torch.zeros(64, dtype=torch.int8), "steps": torch.tensor(3), "floats": torch.zeros(64)})
     ['w']
     """
-    return [name for name, tensor in weights.items() if tensor.dtype in _CODES and tensor.numel() > FEW]
+    return [name for name, tensor in weights.items() if is_table(tensor)]
 
 
 def check_codes(names: list[str], held: Slot, weights: Slot) -> None:
@@ -170,9 +116,9 @@ def check_slots(slots: dict[str, Slot], allocate: Callable[[Slot], dict[str, Slo
             own, one = local(tensor), local(first[name])
             if own.layout != torch.strided or own.device != one.device:
                 raise ValueError(f"{slot}/{name} is {own.layout} on {own.device}, wanted torch.strided on {one.device}")
-        unfit = [name for name, tensor in tensors.items() if not tensor.is_meta and _unfit(local(tensor))]
-        if unfit or any(tensor.is_complex() for tensor in tensors.values()):
-            raise ValueError(f"the slot {slot!r} holds {unfit[:5]}, which cannot be averaged: the state is damaged")
+        bad = [name for name, tensor in tensors.items() if not tensor.is_meta and unfit(local(tensor))]
+        if bad or any(tensor.is_complex() for tensor in tensors.values()):
+            raise ValueError(f"the slot {slot!r} holds {bad[:5]}, which cannot be averaged: the state is damaged")
     shapes = {name: torch.empty_like(local(tensor), device="meta") for name, tensor in first.items()}
     try:
         wanted = allocate(shapes)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .probabilities import Array, checked
+from .probabilities import Array, _tensor, checked
 from .sums import binned, brier_of, counted, macro_of, mcc_of, nll_of, once
 
 
@@ -51,6 +51,7 @@ def bootstrap(
     Interval(value=1.0, low=1.0, high=1.0)
     """
     p, y = checked(probs, labels)
+    p = p.to(_tensor(probs, "probs").dtype)  # what rows of 16-bit numbers may sum to is told by their type
     values = [metric(p[i], y[i]) for i in _resampled(len(y), resamples, generator)]
     return _interval(metric(p, y), torch.tensor(values, dtype=torch.float64), level)
 

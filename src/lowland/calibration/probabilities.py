@@ -11,17 +11,27 @@ Array = Tensor | ArrayLike  # what callers may pass: tensors, numpy arrays, nest
 FLOOR = 1e-12
 
 
-def entropy(probs: Tensor) -> Tensor:
+def entropy(probs: Array) -> Tensor:
     """Shannon entropy of the last axis, in nats, with `0 log 0 = 0` and no epsilon.
 
         H(p) = -sum_c p_c log p_c
 
-    probs: (..., C); returns (...).
+    probs: (..., C), a tensor or an array; returns (...), where the tensor is.
+
+    Raises ValueError for numbers that are no probabilities.
 
     >>> [round(float(h), 6) for h in entropy(torch.tensor([[0.7, 0.3], [1.0, 0.0]]))]
     [0.610864, 0.0]
     """
-    total: Tensor = torch.special.entr(probs).sum(-1)
+    if isinstance(probs, Tensor):
+        _check_kind(probs, "probs")
+    p = probs if isinstance(probs, Tensor) else _tensor(probs, "probs")
+    if not p.is_floating_point() or p.ndim == 0:
+        raise ValueError(f"probs must be floating point of shape (..., C), got {p.dtype} of shape {tuple(p.shape)}")
+    total: Tensor = torch.special.entr(p).sum(-1)  # of a negative number it is -inf, of NaN and infinity not finite
+    # Rows of 16-bit numbers sum to a little more than 1; numbers well above 1 are no probabilities.
+    if not bool((total.isfinite() & (total > -0.05)).all()):
+        raise ValueError("probs must lie between 0 and 1: apply softmax to logits first")
     return total.clamp_min(0.0)
 
 
@@ -108,6 +118,7 @@ def checked_scores(scores: Array, length: int | None = None) -> Tensor:
 
 def _tensor(value: Array, what: str) -> Tensor:
     if isinstance(value, Tensor):
+        _check_kind(value, what)
         return value.detach().cpu()
     try:
         return torch.as_tensor(np.ascontiguousarray(value))
@@ -115,3 +126,16 @@ def _tensor(value: Array, what: str) -> Tensor:
         raise ValueError(
             f"{what} must be a tensor or an array of numbers, got {type(value).__name__}: {error}"
         ) from None
+
+
+def _check_kind(tensor: Tensor, what: str) -> None:
+    kinds = {
+        "nested": tensor.is_nested,
+        "on the meta device, without values": tensor.is_meta,
+        f"quantised ({tensor.dtype})": tensor.is_quantized,
+        "sparse": not tensor.is_nested and tensor.layout != torch.strided,
+        f"of {tensor.dtype}, which means nothing without its scales": "float8" in str(tensor.dtype),
+    }
+    for kind, found in kinds.items():
+        if found:
+            raise ValueError(f"{what} must be a dense tensor of numbers, got one that is {kind}")

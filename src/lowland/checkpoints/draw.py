@@ -22,6 +22,7 @@ from ..averager.posteriors import Posterior, check_draws, draws
 from ..files.header import header_of
 from ..files.replacing import put
 from ..files.state import load
+from ..weights.kinds import FLOATS, check_writable
 from ..weights.named import Weights, bare_name, check_same
 from .account import Account
 from .average import room_for, tied_names
@@ -88,7 +89,7 @@ def sample(
             for number, weights in held.drawn(source, samples, seed, view):
                 for name, tensor in weights.items():
                     for own in named[name]:
-                        _put(places[number]["", own], tensor, report)
+                        _put(places[number]["", own], tensor, report, name=own)
             _copy(first, others, places, report)
         for assembly, own_places in zip(made, places, strict=True):
             assembly.finish(partial(beside, first=first, shards=shards, places=own_places, record=record))
@@ -125,6 +126,7 @@ class _Held:
 
     header: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
+    floating: frozenset[str]
 
     @classmethod
     def read(cls, path: Path) -> _Held:
@@ -136,13 +138,15 @@ class _Held:
                 if header is None:
                     raise ValueError("another program wrote it")
                 names, prefix = _names(header)
-                shapes = {name: tuple(file.get_slice(f"{prefix}/{name}").get_shape()) for name in names}
+                slices = {name: file.get_slice(f"{prefix}/{name}") for name in names}
+                shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
+                floating = frozenset(name for name, one in slices.items() if "F" in one.get_dtype())
         except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{path} holds no posterior of lowland ({type(error).__name__}: {error}): make one with "
                 "`lowland posterior` or lowland.save"
             ) from None
-        return cls(header, shapes)
+        return cls(header, shapes, floating)
 
     def drawn(self, path: Path, samples: int, seed: int, view: View | None) -> Iterator[tuple[int, Weights]]:
         """Yield parts of the draws and the number of the draw that each belongs to."""
@@ -206,6 +210,11 @@ def _named(held: _Held, first: Checkpoint, source: Path) -> dict[str, list[str]]
         own = next((spelling for spelling in spellings if spelling in first.tensors), None)
         if own is None:
             raise ValueError(f"{source} holds {name}, which is not in {first.path}: it has {list(first.tensors)[:5]}")
+        if name in held.floating and first.tensors[own].dtype not in FLOATS:
+            raise ValueError(
+                f"{own} is of {first.tensors[own].dtype} in {first.path}, which holds no draw: give --like a "
+                "checkpoint of floating-point weights"
+            )
         found[name] = list(ties.get(own, (own,)))
     check_same(
         {name: torch.empty(first.tensors[own[0]].shape, device="meta") for name, own in found.items()},
@@ -228,7 +237,9 @@ def _copy(first: Checkpoint, names: Sequence[str], places: Sequence[Mapping[Key,
                     _put(own["", name], target, report, start)
 
 
-def _put(place: Place, tensor: Tensor, report: Report, start: int = 0) -> None:
+def _put(place: Place, tensor: Tensor, report: Report, start: int = 0, name: str = "") -> None:
+    if name:
+        check_writable({name: torch.empty(tensor.shape, dtype=place.dtype)}, {name: tensor}, "a draw")
     content = tensor.to(place.dtype).contiguous().flatten().view(torch.uint8).numpy().data
     with place.path.open("r+b") as file:
         file.seek(place.offset + start * place.dtype.itemsize)

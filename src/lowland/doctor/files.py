@@ -14,6 +14,7 @@ from ..checkpoints.names import aligned
 from ..checkpoints.sources import open_checkpoint
 from ..checkpoints.streaming import Reader
 from ..retroactive.records import Source, opened
+from ..weights.kinds import check_tensors
 from ..weights.named import Weights
 from .findings import Finding
 
@@ -42,6 +43,11 @@ def read(names: Sequence[str], sources: Sequence[Source]) -> tuple[list[Weights]
     found = []
     for place, (name, source) in enumerate(zip(names, sources, strict=True)):
         if isinstance(source, Mapping):
+            try:
+                check_tensors(source, name)
+            except ValueError as error:
+                found.append(Finding("kinds", "error", str(error), f"leave {name} out", (name,)))
+                continue
             weights[place] = opened(source)
             tensors = {key: Stored(t.dtype, tuple(t.shape), ()) for key, t in source.items()}
             files[place] = Checkpoint(Path("memory") / name, "in memory", tensors, ())

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..arithmetic.moments import first_nonfinite
+from ..weights.kinds import unfit
 from ..weights.named import Weights
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
@@ -32,6 +33,7 @@ class Signature:
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, torch.dtype]
     broken: tuple[str, ...]
+    unfit: Mapping[str, str] = field(default_factory=dict)  # why tensors have no average
 
 
 def signature(weights: Weights) -> Signature:
@@ -40,13 +42,22 @@ def signature(weights: Weights) -> Signature:
     >>> signature({"w": torch.tensor([1.0, float("nan")])}).broken
     ('w',)
     """
-    shapes, dtypes, broken = {}, {}, []
+    shapes, dtypes, broken, strange = {}, {}, [], {}
     for name in weights:
         tensor = weights[name]  # a file reads it now
+        kind = unfit(tensor)
+        if kind is not None:
+            strange[name] = kind
+            shapes[name], dtypes[name] = _shape(tensor), getattr(tensor, "dtype", torch.float32)
+            continue
         shapes[name], dtypes[name] = tuple(tensor.shape), tensor.dtype
         if tensor.is_floating_point() and first_nonfinite({name: _plain(tensor)}) is not None:
             broken.append(name)
-    return Signature(shapes, dtypes, tuple(broken))
+    return Signature(shapes, dtypes, tuple(broken), strange)
+
+
+def _shape(tensor: object) -> tuple[int, ...]:
+    return tuple(tensor.shape) if isinstance(tensor, Tensor) and not tensor.is_nested else ()
 
 
 def usual(signatures: Sequence[Signature]) -> int:

@@ -42,7 +42,12 @@ def structure(names: Sequence[str], signatures: Sequence[Signature]) -> tuple[li
             says = f"{name} holds NaN or infinities in {few(list(own.broken))}"
             do = f"leave {name} out: one such value spoils the whole average"
             found.append(Finding("finite", "error", says, do, (name,), {"tensors": list(own.broken)}))
-        if not (missing or extra or shapes or own.broken):
+        for kind in dict.fromkeys(own.unfit.values()):
+            strange = [key for key, why in own.unfit.items() if why == kind]
+            does, _, do = kind.partition(": ")
+            says = f"{name} holds {few(strange)}, {does}: no average means anything"
+            found.append(Finding("kinds", "error", says, do or f"leave {name} out", (name,), {"tensors": strange}))
+        if not (missing or extra or shapes or own.broken or own.unfit):
             kept.append(place)
             types = [key for key, dtype in wanted.dtypes.items() if own.dtypes[key] != dtype]
             if types:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import whole
-from ..arithmetic.moments import first_nonfinite, lerp_, wide_zeros
+from ..arithmetic.moments import check_numbers, lerp_, wide_zeros
 from ..averager.posteriors import shuffled
 from ..weights.named import Select, Weights, check_same, floating, selected
 from .state import load, save
@@ -81,9 +81,7 @@ class SnapshotFiles:
         step = whole("step", step, 0)
         if not weights:
             raise ValueError("update got no tensors: pass at least one, or another select=")
-        name = first_nonfinite(weights)
-        if name is not None:
-            raise ValueError(f"{name} holds a value that is not finite: step {step} is refused, and no file is written")
+        check_numbers(weights, f"step {step} is refused, and no file is written", complex_too=True)
         if steps:
             check_same(load(self._path(steps[-1])), weights, what=f"update of {self.folder}")
         kept = sorted({*steps, step})

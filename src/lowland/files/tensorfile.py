@@ -189,6 +189,10 @@ class _Places:
 def _plan(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, _Places]:
     """The first bytes of the file, and where each tensor goes."""
     for name, tensor in tensors.items():
+        given: object = tensor
+        if not isinstance(given, Tensor) or tensor.is_nested:
+            kind = "a nested tensor" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+            raise ValueError(f"{name} is {kind}: safetensors holds dense tensors alone")
         if tensor.dtype not in _NAMES or tensor.is_meta or tensor.layout != torch.strided:
             what = "without values" if tensor.is_meta else f"of {tensor.dtype}, {tensor.layout}"
             raise ValueError(f"{name} is a tensor {what}: safetensors holds dense tensors of {list(_NAMES.values())}")

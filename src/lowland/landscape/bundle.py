@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ..arithmetic.moments import check_numbers
 from ..weights.named import Weights, clone_of
 from .frame import Frame
 from .vectors import Normalise, gaussian_noise, normalised, random_direction
@@ -30,6 +31,9 @@ class Bundle:
     def __init__(
         self, origin: Weights, directions: int | Sequence[Weights], normalise: Normalise, *, unit: bool = True
     ) -> None:
+        check_numbers(origin, "the origin")
+        for place, one in enumerate(() if isinstance(directions, int) else directions, start=1):
+            check_numbers(one, f"direction {place}")
         self._origin, self._normalise, self._unit = clone_of(origin), normalise, unit
         self._directions = directions if isinstance(directions, int) else [clone_of(one) for one in directions]
         self._number = -1

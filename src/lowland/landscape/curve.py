@@ -18,7 +18,8 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from ..arithmetic.moments import first_nonfinite
+from ..arithmetic.moments import check_numbers
+from ..weights.kinds import check_same_codes, check_same_kinds
 from ..weights.named import Weights, check_same, clone_of
 from .walk import Measure, Walk, evenly, mix, mixes, walk, wide
 
@@ -53,9 +54,8 @@ class Curve:
         first = points[0]
         # The ends before what may have been mixed from them.
         for number, point in sorted(enumerate(points), key=lambda pair: 0 < pair[0] < len(points) - 1):
+            check_numbers(point, f"point {number} of the curve", complex_too=True)
             check_same(first, point, what=f"point {number} of the curve")
-            if (bad := first_nonfinite(point)) is not None:
-                raise ValueError(f"{bad} of point {number} of the curve holds a NaN or an infinity")
         for name, tensor in points[-1].items():
             got, wanted = (tensor.dtype, tensor.device), (first[name].dtype, first[name].device)
             if got != wanted:
@@ -164,7 +164,11 @@ def along(curve: Curve, measure: Measure, *, points: int | Sequence[float] = 61)
 def _on_the_line(a: Weights, b: Weights, free: int) -> list[Weights]:
     if isinstance(free, bool) or not isinstance(free, int) or free < 1:
         raise ValueError(f"free must be a whole number of at least 1, the points between the ends, got {free}")
+    for end, what in ((a, "the curve's first end"), (b, "the curve's second end")):
+        check_numbers(end, what, complex_too=True)
     check_same(a, b, what="the curve's second end")
+    check_same_kinds(a, b, "the curve's second end")
+    check_same_codes(a, b, "the curve's second end")
     wider = [{n: t.to(wide(t.dtype)) if mixes(t) else t for n, t in end.items()} for end in (a, b)]
     places = [k / (free + 1) for k in range(1, free + 1)]
     return [a, *(mix(wider, (1 - t, t)) for t in places), b]

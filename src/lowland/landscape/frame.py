@@ -15,7 +15,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..arithmetic.moments import first_nonfinite
+from ..arithmetic.moments import check_numbers
 from ..weights.named import Weights, check_same
 from .walk import wide
 
@@ -50,17 +50,14 @@ class Frame:
     def __init__(self, origin: Weights, directions: Sequence[Weights]) -> None:
         if not directions:
             raise ValueError("a frame wants at least one direction, got none")
+        for place, weights in enumerate((origin, *directions)):
+            check_numbers(weights, f"direction {place}" if place else "the origin")
         self.like = {name: tensor.detach() for name, tensor in origin.items() if moves(name, tensor)}
-        if complex_ := [name for name, tensor in origin.items() if tensor.is_complex()]:
-            raise ValueError(f"a tensor of complex numbers is no coordinate, got {complex_[:5]}: leave it out")
         if not self.like:
             raise ValueError(f"no tensor of {list(origin)[:5]} is a coordinate: give floating-point weights")
         for place, weights in enumerate((origin, *directions)):
             moving = {name: tensor for name, tensor in weights.items() if name in self.like}
             check_same(self.like, moving, what="a direction" if place else "the origin")
-            if (bad := first_nonfinite(moving)) is not None:
-                what = f"direction {place}" if place else "the origin"
-                raise ValueError(f"{bad} of {what} holds a NaN or an infinity: give finite weights")
         self._blocks: dict[tuple[torch.dtype, torch.device], _Block] = {}
         groups: dict[tuple[torch.dtype, torch.device], list[str]] = {}
         for name, tensor in self.like.items():

@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..arithmetic.moments import check_numbers
 from ..arithmetic.philox import new_key, normals, tensor_ids
 from ..weights.named import Weights, applied
 from .estimate import Estimate
@@ -116,6 +117,7 @@ def spectrum(
     >>> found.eigenvalues, round(found.trace.mean, 4)
     (tensor([4.0000, 1.0000], dtype=torch.float64), 5.0)
     """
+    check_numbers(w, "the weights")
     f = Differentiated(model, batches, loss)
     done = 0
     with applied(model, w):

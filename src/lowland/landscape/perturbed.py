@@ -19,6 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..arithmetic.moments import check_numbers
 from ..arithmetic.philox import new_key
 from ..weights.named import Weights
 from .bundle import Bundle
@@ -111,6 +112,7 @@ def worst(
     """
     if not radius > 0 or steps < 1:
         raise ValueError(f"wanted a radius above 0 and at least 1 step, got {radius} and {steps}")
+    check_numbers(w, "the centre")
     centre, gradient = loss_and_gradient(w)
     length = norm(gradient)
     if not (math.isfinite(centre) and math.isfinite(length)):

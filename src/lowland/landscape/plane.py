@@ -16,6 +16,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ..arithmetic.moments import check_numbers
 from ..weights.named import Weights, check_same
 from .frame import Frame, moves
 from .vectors import dot, norm, sum_of
@@ -68,6 +69,8 @@ class Plane:
         ValueError: a and c are the same weights: three different solutions span a plane
         """
         first, second, third = names
+        for name, one in zip(names, (a, b, c), strict=True):
+            check_numbers(one, name)
         for name, one in ((second, b), (third, c)):
             check_same(_moving(a), _moving(one), what=f"{name} beside {first}")
         frame = Frame(a, [sum_of((1.0, b), (-1.0, a)), sum_of((1.0, c), (-1.0, a))])
@@ -97,6 +100,8 @@ class Plane:
         >>> plane.at(0.0, 1.0)
         {'w': tensor([1., 0.])}
         """
+        for name, one in zip((*names, "the direction"), (a, b, direction), strict=True):
+            check_numbers(one, name)
         check_same(_moving(a), _moving(b), what=f"{names[1]} beside {names[0]}")
         u = sum_of((1.0, b), (-1.0, a))
         if norm(u) == 0:
@@ -124,6 +129,8 @@ class Plane:
         ...
         ValueError: the two directions lie on one line: no plane goes through them alone; give another
         """
+        for name, one in zip(("the origin", "u", "v"), (origin, u, v), strict=True):
+            check_numbers(one, name)
         lengths = norm(u), norm(v)
         if 0.0 in lengths:
             raise ValueError(f"a direction of {what} is zero: give two that are not")
@@ -160,6 +167,9 @@ class Plane:
         row = list(weights)
         if len(row) < 3:
             raise ValueError(f"principal directions want a row of at least three checkpoints, got {len(row)}")
+        for place, one in enumerate(row):
+            check_numbers(one, f"checkpoint {place + 1} of the row")
+            check_same(_moving(row[0]), _moving(one), what=f"checkpoint {place + 1} of the row")
         middle = sum_of(*((1 / len(row), one) for one in row)) if centre is None else sum_of((1.0, centre))
         away = [sum_of((1.0, one), (-1.0, middle)) for one in row]
         gram = torch.tensor([[dot(a, b) for b in away] for a in away], dtype=torch.float64)

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..arithmetic.moments import check_numbers
 from ..arithmetic.philox import normals, tensor_ids
 from ..weights.named import Weights
 from .frame import moves
@@ -73,6 +74,7 @@ def random_direction(like: Weights, key: int, number: int) -> dict[str, Tensor]:
     >>> round(norm(random_direction({"w": torch.zeros(3, 2), "b": torch.zeros(3)}, 1, 0)), 6)
     1.0
     """
+    check_numbers(like, "the weights")
     made = gaussian_noise(like, key, number)
     return sum_of((1 / norm(made), made))
 
@@ -106,6 +108,8 @@ def filter_normalised(direction: Weights, weights: Weights) -> dict[str, Tensor]
                   [3.5355, 3.5355]]),
      'b': tensor([0., 0.])}
     """
+    for what, one in (("the weights", weights), ("the direction", direction)):
+        check_numbers(one, what)
     result = {}
     for name, tensor in weights.items():
         if not moves(name, tensor):
@@ -115,9 +119,12 @@ def filter_normalised(direction: Weights, weights: Weights) -> dict[str, Tensor]
             result[name] = torch.zeros_like(d)
             continue
         rows, ours = d.flatten(1), tensor.detach().to(d.dtype).flatten(1)
-        lengths = rows.norm(dim=1, keepdim=True)
-        scale = torch.where(lengths > 0, ours.norm(dim=1, keepdim=True) / lengths, torch.zeros_like(lengths))
-        result[name] = (rows * scale).view(d.shape)
+        # Squares of float32 may be beyond its range.
+        lengths = rows.norm(dim=1, keepdim=True, dtype=torch.float64)
+        wanted = ours.norm(dim=1, keepdim=True, dtype=torch.float64)
+        scale = torch.where(lengths > 0, wanted / lengths, torch.zeros_like(lengths))
+        result[name] = (rows * scale.to(d.dtype)).view(d.shape)
+    check_numbers(result, "the direction, normalised by filters")
     return result
 
 

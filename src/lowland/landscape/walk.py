@@ -19,7 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..arithmetic.moments import check_numbers
 from ..averager.shown import one_line, table
+from ..weights.kinds import check_same_codes, check_same_kinds
 from ..weights.named import Weights, check_same
 
 # What is measured at a point: numbers that are better when lower, such as a loss. One number is called "loss".
@@ -250,8 +252,12 @@ def check_places(points: Sequence[Weights], places: Sequence[float]) -> None:
     ...
     ValueError: a path is measured at two or more ascending places, got [0.0, 0.0]
     """
-    for number, point in enumerate(points[1:], start=1):
-        check_same(points[0], point, what=f"point {number} of the path")
+    for number, point in enumerate(points):
+        what = f"point {number} of the path"
+        check_numbers(point, what, complex_too=True)
+        check_same(points[0], point, what=what)
+        check_same_kinds(points[0], point, what)
+        check_same_codes(points[0], point, what)
     if len(places) < 2 or any(b <= a for a, b in zip(places, places[1:], strict=False)):
         raise ValueError(f"a path is measured at two or more ascending places, got {list(places)}")
 

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..arithmetic.moments import check_numbers
 from ..weights import Select, applied, check_same, clone_of, floating, parameters, select_name, weights_of
+from ..weights.kinds import check_kinds, check_writable
 from ..weights.shards import is_sharded, like, local
 from .exchange import Alone, Exchange, Ranks
 from .members import Members, Named, joined, rows_of
@@ -169,6 +171,8 @@ class Population:
         """
         names, rows, whole = self._rows()
         mean = self._placed(names, self._members.exchange.means(rows), whole)
+        if self._members.check_finite:
+            check_numbers(mean, "the average of all members")
         if refresh is not None:
             model = self._members.models[0]
             with applied(model, mean):
@@ -337,7 +341,9 @@ def _check_members(
     seen: dict[int, int] = {}
     for number, model in enumerate(members):
         own = weights_of(model, select)
+        check_kinds(own, f"member {number}")
         check_same(first, own, what=f"member {number} beside member 0")
+        check_writable(own, own, f"member {number}")
         odd = [name for name, tensor in own.items() if tensor.dtype != first[name].dtype]
         if odd:
             raise ValueError(f"{odd[0]} of member {number} is {own[odd[0]].dtype}, of member 0 {first[odd[0]].dtype}")

@@ -24,6 +24,7 @@ from ..batchnorm.draws import DrawRefresher, FastRefresh
 from ..batchnorm.refresh import refresh_bn
 from ..batchnorm.stale import stale_layer, warn
 from ..batchnorm.statistics import layers_of
+from ..weights.kinds import FLOATS
 from ..weights.named import Weights, applied, bare_name
 from ..weights.running import call, caller, evaluating, unwrapped
 from .plans.runner import Runner
@@ -238,6 +239,11 @@ def _in(modes: list[tuple[nn.Module, bool]]) -> Iterator[None]:
 
 
 def _check_finite(weights: Weights, number: int) -> None:
+    scaled = [name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.dtype not in FLOATS]
+    if scaled:
+        raise ValueError(
+            f"draw {number}: {scaled[0]} is of {weights[scaled[0]].dtype}, which means nothing without scales"
+        )
     name = None if _surely_finite(weights) else first_nonfinite(weights)
     if name is not None:
         raise ValueError(f"draw {number} has a value in {name} that is not finite: look at the posterior's updates")

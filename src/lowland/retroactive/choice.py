@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arithmetic.moments import wide
-from ..weights.named import Weights
+from ..arithmetic.moments import check_numbers, wide
+from ..weights.kinds import check_kinds, check_same_codes, check_same_kinds, check_tensors
+from ..weights.named import Weights, check_same
 from .decays import SHAPES, blended, decayed
 from .sweep import best_of, cross_fitted, scores_of, standard_error
 
@@ -330,14 +331,22 @@ def made(ingredients: Iterable[Weights], candidate: Candidate, steps: Sequence[f
     shares: dict[str, list[float]] = {}
     used = 0
     for place, weights in enumerate(_bounded(ingredients, len(steps))):
+        what = f"checkpoint {place + 1}"
+        check_tensors(weights, what)
+        if place:
+            check_same(total, weights, what=f"{what} beside the first")
+            check_same_kinds(total, weights, f"{what} beside the first")
+            check_same_codes(total, weights, f"{what} beside the first")
         for name, tensor in weights.items():
+            check_kinds({name: tensor}, what, ", which have no average", vectors=False)
             if not tensor.is_floating_point():
                 total[name] = tensor.clone()
                 continue
             if name not in shares:
                 shares[name] = candidate.coefficients(steps, name)
                 total[name] = torch.zeros_like(tensor, dtype=wide(tensor.dtype))
-            if shares[name][place]:  # not a NaN of a checkpoint that the average leaves out
+            if shares[name][place]:
+                check_numbers({name: tensor}, what)  # not a NaN of a checkpoint that the average leaves out
                 total[name].add_(tensor.to(total[name].dtype), alpha=shares[name][place])
         used += 1
     if used != len(steps):

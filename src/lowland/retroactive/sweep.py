@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..arithmetic.moments import wide
+from ..weights.kinds import check_kinds, check_same_codes, check_same_kinds, check_tensors
 from ..weights.named import Weights
 from .profiles import Fit, Profile, fit, fits
 from .records import Recorded as Recorded
@@ -178,6 +179,14 @@ def _combined(basis: Sequence[Recorded], shares: Sequence[float]) -> dict[str, T
             raise ValueError(f"record {place} and record {latest} do not both have {odd}: pass records of one model")
     result: dict[str, Tensor] = {}
     for name in names:
+        for place in range(len(shares)):
+            check_tensors({name: held[place][name]}, f"record {place}")
+        for place, share in enumerate(shares):
+            one = {name: held[place][name]}
+            if share != 0.0:
+                check_kinds(one, f"record {place}", ", which have no average", vectors=False)
+                check_same_kinds({name: held[latest][name]}, one, f"record {place} beside record {latest}")
+                check_same_codes({name: held[latest][name]}, one, f"record {place} beside record {latest}")
         newest = held[latest][name].detach()
         if not newest.is_floating_point():
             result[name] = newest.clone()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .kinds import check_tensors, check_writable
 from .running import Buffers
 from .selection import TRANSPARENT, wrapped_as
 from .selection import Score as Score
@@ -171,6 +172,8 @@ def _targets(weights: Weights, model: nn.Module) -> dict[str, Tensor]:
             f"writing into {type(model).__name__}: weights must be a mapping from names to tensors, got "
             f"{type(given).__name__}: {advice}"
         )
+    what = f"writing into {type(model).__name__}"
+    check_tensors(weights, what)
     own = {name: tensor.detach() for name, tensor in _named_tensors(model)}
     aliases = _aliases(model)
     found = {name: own.get(name, aliases.get(name)) for name in weights}
@@ -181,8 +184,9 @@ def _targets(weights: Weights, model: nn.Module) -> dict[str, Tensor]:
             f"it has {_short(list(own))}: pass weights of this architecture"
         )
     targets = {name: tensor for name, tensor in found.items() if tensor is not None}
-    what = f"writing into {type(model).__name__}"
+    check_tensors(targets, what)
     check_same(targets, weights, what=what)
+    check_writable(targets, weights, what)
     # Whole tensors may be written into shards, of which each rank takes its part.
     alike = {name: t for name, t in targets.items() if is_sharded(weights[name]) or not is_sharded(t)}
     check_same_placements(alike, weights, what=what)

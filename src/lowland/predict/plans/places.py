@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ...weights.kinds import check_writable
 from ...weights.named import Weights, bare_name, check_same, copy_to
 from ...weights.running import Buffers
 
@@ -44,6 +45,7 @@ class Places:
             copy_to(model, like)  # raises, and says what the model has
         self.tensors = {name: own[name] for name in like}
         check_same(self.tensors, like, what=f"writing into {type(model).__name__}")
+        check_writable(self.tensors, like, f"writing into {type(model).__name__}")
         self.ids = {id(tensor) for tensor in self.tensors.values()}
         self.obstacle = self._obstacle()
         self._buffers = Buffers(model, beside=self.ids)
