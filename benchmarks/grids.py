@@ -163,5 +163,8 @@ def _decisions(metrics: dict[str, Any]) -> list[str]:
         {"pair": f"{data}, {model}"} | {action: f"{found['mean']:.1f}" for action, found in own.items()}
         for data, models in metrics["decisions"].items()
         for model, own in models.items()
+        if any(found["mean"] for found in own.values())
     ]
+    if not rows:
+        return []
     return ["## What ASWA did up to the end of its run, means over seeds", "", *table(rows), ""]
