@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,81 @@ def test_what_was_changed_is_told(tmp_path: Path) -> None:
     assert verify(tmp_path / "out", SOUPS).differ == ("more is not of this merge", "w has other values")
     safe(tmp_path / "1" / "model.safetensors", {"w": full(3), "v": full(1)})
     assert f"the ingredient {tmp_path / '1'}/model.safetensors has changed" in verify(tmp_path / "out", SOUPS).differ
+
+
+def moved(home: Path, name: str) -> tuple[list[Path], Path]:
+    """Two checkpoints of a run and their average with a card."""
+    run = home / name
+    for step in (1, 2):
+        safe(run / f"checkpoint-{step}" / "model.safetensors", {"w": full(step)})
+    inputs = [run / "checkpoint-1", run / "checkpoint-2"]
+    return inputs, plan_average(inputs, home / "out", soup.uniform, with_card=True).run()
+
+
+def test_a_run_that_was_moved_or_renamed_is_found_by_its_hashes(tmp_path: Path) -> None:
+    inputs, out = moved(tmp_path, "run")
+    away = tmp_path / "archive" / "2026"
+    away.parent.mkdir()
+    inputs[0].parent.rename(away)
+    (away / "checkpoint-1").rename(away / "first")
+    (away / "checkpoint-2").rename(away / "checkpoint-1")  # the name of another ingredient
+    with_decoy = away / "decoy"
+    safe(with_decoy / "model.safetensors", {"w": full(7)})
+    assert verify(out, SOUPS, runs=[away]).right
+    assert verify(out, SOUPS).right  # beside the output, two folders down
+    far = tmp_path / "a" / "b" / "c" / "d" / "run"
+    far.parent.mkdir(parents=True)
+    away.rename(far)
+    with pytest.raises(FileNotFoundError, match=r"checkpoint-1 \(SHA-256 .* is gone: .* with --run"):
+        verify(out, SOUPS)
+    assert verify(out, SOUPS, runs=[far.parent]).right
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        verify(out, SOUPS, runs=[tmp_path / "none"])
+    safe(far / "first" / "model.safetensors", {"w": full(1) + 1e-6})
+    differ = verify(out, SOUPS, runs=[far]).differ
+    assert f"the ingredient {inputs[0]}/model.safetensors has changed" in differ and "w has other values" in differ
+
+
+def test_single_files_are_found_under_other_names(tmp_path: Path) -> None:
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    away.mkdir()
+    for step in (1, 2):
+        save_file({"w": full(step)}, home / f"{step}.safetensors")
+    inputs = [home / "1.safetensors", home / "2.safetensors"]
+    out = plan_average(inputs, tmp_path / "out", soup.uniform, with_card=True).run()
+    inputs[0].rename(away / "b.safetensors")
+    inputs[1].rename(away / "a.safetensors")
+    assert verify(out, SOUPS, runs=[away]).right
+
+
+def test_ingredients_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for name, value in (("a", 1), ("b", 2)):
+        safe(tmp_path / name / "checkpoint-1" / "model.safetensors", {"w": full(value)})
+    inputs = [tmp_path / name / "checkpoint-1" for name in "ab"]
+    out = plan_average(inputs, tmp_path / "out", soup.uniform, with_card=True).run()
+    assert verify(out, SOUPS).right
+    safe(inputs[1] / "model.safetensors", {"w": full(5)})
+    differ = verify(out, SOUPS).differ
+    assert f"the ingredient {inputs[1]}/model.safetensors has changed" in differ and "w has other values" in differ
+
+
+def test_without_hashes_a_moved_run_is_taken_by_its_names(tmp_path: Path) -> None:
+    for step in (1, 2):
+        safe(tmp_path / "run" / f"checkpoint-{step}" / "model.safetensors", {"w": full(step)})
+    out = average([tmp_path / "run" / f"checkpoint-{step}" for step in (1, 2)], tmp_path / "out", soup.uniform)
+    (tmp_path / "run").rename(tmp_path / "renamed")
+    assert verify(out, SOUPS, runs=[tmp_path / "renamed"]).right
+    safe(tmp_path / "renamed" / "checkpoint-2" / "model.safetensors", {"w": full(4)})
+    assert verify(out, SOUPS, runs=[tmp_path / "renamed"]).differ == ("w has other values",)
+
+
+def test_a_tensor_that_is_cut_across_is_hashed_too(tmp_path: Path) -> None:
+    """Such a tensor lies in no stretch of a file; its file belongs to the ingredient all the same."""
+    dcp(tmp_path / "0", {"model": {"w": full(1)}})
+    opened = open_checkpoint(tmp_path / "0")
+    cut = {name: replace(stored, runs=(), whole=lambda: full(1)) for name, stored in opened.tensors.items()}
+    assert {file.name for file in replace(opened, tensors=cut).files} == {".metadata", "__0_0.distcp"}
 
 
 def test_records_that_cannot_be_followed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -130,10 +131,73 @@ def test_a_loss_is_turned_round_and_a_soup_may_win(run: Run, home: Path) -> None
     )  # fmt: skip
     assert done.code == 0, done.err
     found = json.loads(done.out)
-    best = found["winner"]["score"]
-    assert best >= 0 and (found["soup"] is None or found["soup"]["score"] < best)
+    best, soup = found["winner"]["score"], found["soup"]
+    assert best >= 0 and soup["taken"] == (soup["score"] < best)
     w = load_file(home / "out" / "model.safetensors")["w"].item()
-    assert abs(w - 3.5) == pytest.approx(found["soup"]["score"] if found["soup"] else best)
+    assert abs(w - 3.5) == pytest.approx(min(soup["score"], best))
+
+
+def test_the_soup_is_a_row_of_the_table_whether_it_wins_or_not(run: Run, home: Path) -> None:  # noqa: F811
+    lost = run("choose", home / "run", "--score", command(home), "--soup", "--out", home / "out")
+    row = next(line for line in lost.out.splitlines() if "greedy soup of" in line)
+    assert "chosen" not in row and "chosen" in lost.out
+    arguments = ["--windows", "1", "--shapes", "linear", "--soup", "--card", "--out", home / "won"]
+    won = run("choose", home / "run", "--score", command(home), *arguments)
+    assert "it is taken" in won.out and "It stands for" not in won.out
+    assert "no expected score" in (home / "won" / "README.md").read_text()
+    assert run("verify", home / "won").code == 0
+
+
+def test_a_winner_has_a_card_and_is_verified(run: Run, home: Path) -> None:  # noqa: F811
+    more = ["--examples", "--groups", "w", "--card", "--windows", "4", "--shapes", "linear"]
+    done = run("choose", home / "run", "--score", command(home, "examples"), *more, "--out", home / "out")
+    assert done.code == 0, done.err
+    text = (home / "out" / "README.md").read_text()
+    assert "Chosen by `lowland choose` as " in text and "On examples that did not choose it" in text
+    assert "| coefficient |" in text and "SHA-256" in text
+    told = run("verify", home / "out")
+    assert told.code == 0 and "equal bit for bit" in told.out
+    assert (
+        "Of tensors that fit `w`" in text
+        or not json.loads((home / "out" / "lowland_choice.json").read_text())["winner"]["groups"]
+    )
+
+
+def test_a_winner_in_one_file_has_its_scores_beside_it(run: Run, home: Path) -> None:  # noqa: F811
+    done = run("choose", home / "run", "--score", command(home), "--out", home / "out.safetensors")
+    assert done.code == 0, done.err
+    kept = json.loads((home / "out.safetensors.choice.json").read_text())
+    assert kept["winner"]["score"] == pytest.approx(0.0)
+    assert run("verify", home / "out.safetensors").code == 0
+
+
+def test_a_distributed_run_is_chosen_from_and_handed_back_as_it_was(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    import torch.distributed.checkpoint as checkpoint
+
+    from ..checkpoints.layouts import dcp
+
+    for step, w in ((10, 9.0), (20, 2.0), (30, 4.0)):
+        content = {"model": {"w": torch.tensor([w])}, "optim": {"m": torch.ones(3)}}
+        dcp(tmp_path / "run" / f"step-{step}", content)
+    # The command sees one form only, that of the winner; averages are worth more than single checkpoints.
+    score = tmp_path / "score.sh"
+    score.write_text('#!/bin/sh\ntest -f "$1/$2" || exit 1\ncase $1 in */step-*) echo 0;; *.choose/*) echo 1;; esac\n')
+    score.chmod(0o755)
+    few = ["--windows", "2", "--shapes", "linear", "--blends", "1"]
+    asked = f"{score} {{}} .metadata"
+    done = run("choose", tmp_path / "run", "--score", asked, *few, "--as", "dcp", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    held = {"model": {"w": torch.zeros(1)}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpoint.load(held, checkpoint_id=tmp_path / "out", no_dist=True)
+    assert held["model"]["w"].item() == 3.0
+    assert run("verify", tmp_path / "out").code == 0
+    # Without --as the winner is safetensors: single checkpoints are copied for the command.
+    asked = f"{score} {{}} model.safetensors"
+    done = run("choose", tmp_path / "run", "--score", asked, *few, "--out", tmp_path / "safe", "--json")
+    assert done.code == 0, done.err
+    assert {row["score"] for row in json.loads(done.out)["tried"]} == {1.0}
 
 
 def test_scores_of_an_output_that_is_there_are_swept(run: Run, home: Path) -> None:  # noqa: F811

@@ -65,7 +65,9 @@ def plan_average(
     form: Literal["files", "dcp"] = "files",
     with_card: bool = False,
     scores: Sequence[float] | None = None,
+    notes: Sequence[str] = (),
     also_left: Sequence[tuple[Left, tuple[int, ...]]] = (),
+    also_written: Mapping[str, str] | None = None,
 ) -> Plan:
     """Check an average without making it; `run` of the plan does. Arguments and errors as `average`.
 
@@ -73,8 +75,9 @@ def plan_average(
         form: "files" as the first input has them, or "dcp": a folder that `torch.distributed.checkpoint` loads,
             under the keys and in the pieces of the first input.
         with_card: write a README.md with the recipe and the hashes of the inputs, which are read once more.
-        scores: of the inputs alone, for the card.
+        scores: of the inputs alone, for the card. notes: further sentences of it.
         also_left: what the choice of inputs left out, for the account.
+        also_written: names and texts of further small files of an output folder.
     """
     checkpoints, said = opened(inputs)
     target = Path(out)
@@ -151,7 +154,9 @@ def plan_average(
 
                     write_distributed(folder, first, plan.checkpoints[-1], record)
                 if with_card:
-                    (folder / "README.md").write_text(card(record, scores), encoding="utf-8")
+                    (folder / "README.md").write_text(card(record, scores, notes), encoding="utf-8")
+                for name, text in (also_written or {}).items():
+                    (folder / name).write_text(text, encoding="utf-8")
 
             assembly.finish(complete, record)
 

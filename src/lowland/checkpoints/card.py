@@ -16,17 +16,18 @@ def hashes_of(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the SHA-256 of each file of a checkpoint that holds tensors."""
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     with ThreadPoolExecutor(2) as pool:
-        found = pool.map(_sha256, checkpoint.files)
+        found = pool.map(sha256, checkpoint.files)
         return {os.path.relpath(file, folder): value for file, value in zip(checkpoint.files, found, strict=True)}
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def card(record: Mapping[str, Any], scores: Sequence[float] | None = None) -> str:
-    """Return the text of a card for the record of a merge, in Markdown.
+def card(record: Mapping[str, Any], scores: Sequence[float] | None = None, notes: Sequence[str] = ()) -> str:
+    """Return the text of a card for the record of a merge, in Markdown; `notes` are further sentences of it.
 
     >>> text = card({"method": {"name": "SWA"}, "inputs": ["a", "b"], "lowland": "1", "account": {"averaged": ["w"]}})
     >>> print(text.splitlines()[0], "|", text.splitlines()[4])
@@ -37,6 +38,7 @@ def card(record: Mapping[str, Any], scores: Sequence[float] | None = None) -> st
     if coefficients and method.get("normalise"):
         total = sum(coefficients)
         coefficients = [c / total for c in coefficients]
+    groups = method.pop("groups", ())
     told = ", ".join(f"{key} {value}" for key, value in method.items() if key not in ("name", "normalise"))
     lines = [
         f"# Average of {len(inputs)} checkpoints" if len(inputs) != 1 else "# Copy of one checkpoint",
@@ -50,6 +52,10 @@ def card(record: Mapping[str, Any], scores: Sequence[float] | None = None) -> st
     for place, (path, share) in enumerate(zip(inputs, shares, strict=True)):
         shown = f"{share:.9g}" if isinstance(share, float) else str(share)
         lines.append(f"| {_cell(path)} | {shown} |" + (f" {scores[place]:.9g} |" if scores else ""))
+    for pattern, own in groups:
+        lines += ["", f"Of tensors that fit {_cell(pattern)}: {', '.join(f'{c:.9g}' for c in own)}."]
+    if notes:
+        lines += ["", *notes]
     account = record.get("account", {})
     lines += ["", f"{len(account.get('averaged', []))} tensors are averaged."]
     if account.get("carried"):

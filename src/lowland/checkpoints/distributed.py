@@ -79,6 +79,7 @@ def open_distributed(folder: Path, key: str | None = None) -> Checkpoint:
             {name: everything[key] for name, key in stored.items()},
             {name: held[key].chunks for name, key in stored.items()},
             _runs(folder, held_objects, pieces),
+            (".metadata", *sorted({pieces[name, where].file for name in paths for where, _ in held[name].chunks})),
         ),
     )
 

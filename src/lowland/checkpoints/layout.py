@@ -91,13 +91,14 @@ Pieces = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]  # offsets and size
 
 @dataclass(frozen=True)
 class Distributed:
-    """How a distributed checkpoint holds its tensors: under which keys and in which pieces, by name, and what objects
-    belong to the model's state, by their keys.
+    """How a distributed checkpoint holds its tensors: under which keys and in which pieces, by name, what objects
+    belong to the model's state, by their keys, and the names of the files of all that.
     """
 
     keys: Mapping[str, Path_]
     pieces: Mapping[str, Pieces]
     objects: Mapping[Path_, Run]
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,8 @@ class Checkpoint:
         """Return the files that hold the tensors."""
         folder = self.path if self.path.is_dir() else self.path.parent
         own = {run.path for stored in self.tensors.values() for run in stored.runs}
+        if self.distributed is not None:  # a tensor that is cut across has no runs
+            own |= {folder / name for name in self.distributed.files}
         return sorted(own | {path for shard in self.shards if (path := folder / shard.file).is_file()})
 
     def ties(self) -> list[tuple[str, ...]]:

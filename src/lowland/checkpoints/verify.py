@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 
 from ..averager.averager import KINDS
 from .average import Merge, plan_average, through
-from .card import hashes_of
+from .ingredients import found_again
 from .layout import Checkpoint, is_file_name
 from .names import same
 from .output import record_of
@@ -35,16 +35,23 @@ class Verified:
         return not self.differ
 
 
-def verify(out: str | Path, merges: Iterable[Callable[..., Any]] = (), report: Report | None = None) -> Verified:
+def verify(
+    out: str | Path,
+    merges: Iterable[Callable[..., Any]] = (),
+    report: Report | None = None,
+    *,
+    runs: Sequence[str | Path] = (),
+) -> Verified:
     """Make a merge again from the ingredients that its record names, and compare every tensor bit for bit.
 
-    Ingredients whose hashes the record holds are compared first. The second copy lies beside the output while it is
-    compared, and is removed.
+    Ingredients whose hashes the record holds (`with_card`) are found by them, also where they were moved or renamed;
+    one that has changed is named. The second copy lies beside the output while it is compared, and is removed.
 
     Args:
         merges: functions that the record may name, such as `lowland.soup.uniform` and `weighted`; averagers
             are known by their names.
         report: called with numbers of bytes as they are read and written.
+        runs: folders in which ingredients lie now.
 
     Raises:
         FileNotFoundError: there is no record, or an ingredient is gone.
@@ -62,8 +69,7 @@ def verify(out: str | Path, merges: Iterable[Callable[..., Any]] = (), report: R
     """
     target = Path(out)
     record = read_record(target)
-    inputs = [_opened(target, path, record) for path in record["inputs"]]
-    differ = _changed(inputs, record)
+    inputs, differ = found_again(record, target, runs)
     name = str(record.get("dtype", ""))
     dtype = getattr(torch, name) if name in ("float64", "float32", "float16", "bfloat16") else None
     home = target.absolute().parent / f".{target.name}.verify"
@@ -128,29 +134,8 @@ def merge_of(method: Mapping[str, Any], merges: Iterable[Callable[..., Any]] = (
     raise ValueError(f"the record names {name}, which is no averager and none of the merges given: pass it in merges=")
 
 
-def _opened(target: Path, path: str, record: Mapping[str, Any]) -> Checkpoint:
-    asked = record.get("asked", {}).get(path, {})
-    for place in (Path(path), target.parent / path):
-        if place.exists():
-            return open_checkpoint(place, **asked)
-    raise FileNotFoundError(
-        f"the ingredient {path} is gone: verify needs all, and the folder that they were named from"
-    )
-
-
 def _written(path: Path, first: Checkpoint) -> Checkpoint:
     """An output, whose weights lie under the same keys as those of the first input."""
     under = ".".join(first.shards[0].under) if first.shards and is_file_name(path) else ""
     key = first.asked.get("key")
     return open_checkpoint(path, key=under or (key if (path / ".metadata").is_file() else None))
-
-
-def _changed(inputs: list[Checkpoint], record: Mapping[str, Any]) -> list[str]:
-    found = []
-    for path, known in dict(record.get("hashes", {})).items():
-        checkpoint = next((c for c in inputs if c.path.name == Path(path).name), None)
-        own = hashes_of(checkpoint) if checkpoint is not None else {}
-        found += [
-            f"the ingredient {path}/{file} has changed" for file, value in known.items() if own.get(file) != value
-        ]
-    return found

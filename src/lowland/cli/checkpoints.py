@@ -92,7 +92,7 @@ def average(
         recipe.merge,
         dtype=_dtype(dtype),
         check_finite=not no_check_finite,
-        form=_form(form),
+        form=form_of(form),
         with_card=card,
         also_left=models_beside(inputs),
     )
@@ -236,7 +236,12 @@ def _close(plan: Plan, verb: str = "averaged") -> None:
         screen.say(line)
 
 
-def _form(name: str | None) -> Literal["files", "dcp"]:
+def form_of(name: str | None) -> Literal["files", "dcp"]:
+    """Return the form of an output by its name on the command line.
+
+    Raises:
+        ValueError: there is no such form.
+    """
     if name not in (None, "dcp", "files"):
         raise ValueError(f"--as wants dcp, or files as the inputs have them; got {name}")
     return "dcp" if name == "dcp" else "files"

@@ -87,16 +87,20 @@ def _tempered(scale: float) -> Any:
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(help="What `lowland average` or `lowland soup` wrote.")],
+    path: Annotated[Path, typer.Argument(help="What `lowland average`, `choose` or `soup` wrote.")],
+    runs: Annotated[
+        list[Path] | None, typer.Option("--run", help="A folder in which checkpoints lie that were moved or renamed.")
+    ] = None,
     as_json: screen.Json = False,
 ) -> None:
     """Make a merge again from its ingredients and compare every tensor; exit code 0 equal, 3 not, 2 a wrong command."""
     from .. import soup
     from ..checkpoints import verify as verified
+    from ..retroactive import grouped
 
     begin = time.perf_counter()
     with screen.byte_bar("verifying", 0) as report:
-        found = verified(path, (soup.uniform, soup.weighted, soup.combined), report)
+        found = verified(path, (soup.uniform, soup.weighted, soup.combined, grouped), report, runs=runs or ())
     if as_json:
         screen.print_json({"output": str(path), "equal": found.right, "tensors": found.tensors, "differ": found.differ})
     elif found.right:

@@ -5,7 +5,6 @@ from .choice import Candidate as Candidate
 from .choice import Choice as Choice
 from .choice import Tried as Tried
 from .choice import choose as choose
-from .choice import made as made
 from .decays import SHAPES as SHAPES
 from .decays import Decay as Decay
 from .decays import blended as blended
@@ -13,6 +12,9 @@ from .decays import decayed as decayed
 from .decays import of_rates as of_rates
 from .decays import rate as rate
 from .decays import rates_from as rates_from
+from .making import grouped as grouped
+from .making import groups_of as groups_of
+from .making import made as made
 from .profiles import CUTOFF as CUTOFF
 from .profiles import MOST_CELLS as MOST_CELLS
 from .profiles import Exponential as Exponential

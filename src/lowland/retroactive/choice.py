@@ -8,18 +8,14 @@ told from the best, spends its scores there, and says what the winner scores on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ..arithmetic.moments import check_numbers, wide
-from ..weights.kinds import check_kinds, check_same_codes, check_same_kinds, check_tensors
-from ..weights.named import Weights, check_same
 from .decays import SHAPES, blended, decayed
 from .sweep import best_of, cross_fitted, scores_of, standard_error
 
@@ -313,49 +309,3 @@ def _powers(count: int) -> list[int]:
     while 2 * found[-1] < count:
         found.append(2 * found[-1])
     return found if found[-1] == count else [*found, count]
-
-
-@torch.no_grad()
-def made(ingredients: Iterable[Weights], candidate: Candidate, steps: Sequence[float]) -> dict[str, Tensor]:
-    """Return a candidate's average of a run's checkpoints, read one at a time.
-
-    Tensors other than floating-point ones are those of the last checkpoint.
-
-    Raises:
-        ValueError: there are not as many checkpoints as steps.
-
-    >>> made([{"w": torch.tensor([1.0])}, {"w": torch.tensor([3.0])}], Candidate("linear", 2, 0.5), [1, 2])
-    {'w': tensor([2.5000])}
-    """
-    total: dict[str, Tensor] = {}
-    shares: dict[str, list[float]] = {}
-    used = 0
-    for place, weights in enumerate(_bounded(ingredients, len(steps))):
-        what = f"checkpoint {place + 1}"
-        check_tensors(weights, what)
-        if place:
-            check_same(total, weights, what=f"{what} beside the first")
-            check_same_kinds(total, weights, f"{what} beside the first")
-            check_same_codes(total, weights, f"{what} beside the first")
-        for name, tensor in weights.items():
-            check_kinds({name: tensor}, what, ", which have no average", vectors=False)
-            if not tensor.is_floating_point():
-                total[name] = tensor.clone()
-                continue
-            if name not in shares:
-                shares[name] = candidate.coefficients(steps, name)
-                total[name] = torch.zeros_like(tensor, dtype=wide(tensor.dtype))
-            if shares[name][place]:
-                check_numbers({name: tensor}, what)  # not a NaN of a checkpoint that the average leaves out
-                total[name].add_(tensor.to(total[name].dtype), alpha=shares[name][place])
-        used += 1
-    if used != len(steps):
-        raise ValueError(f"there are {len(steps)} steps and {used} checkpoints: give a step for each")
-    return total
-
-
-def _bounded(ingredients: Iterable[Weights], most: int) -> Iterator[Weights]:
-    for place, weights in enumerate(ingredients):
-        if place == most:
-            raise ValueError(f"there are {most} steps and more checkpoints: give a step for each")
-        yield weights
