@@ -38,9 +38,26 @@ def forked(
         seconds: after which it is killed in any case.
         memory: bytes of address space that the child may take beyond what it starts with.
     """
+    return ended(begun(job, log, memory=memory), log, kill_after, signal_number, seconds)
+
+
+def begun(job: Callable[[], object], log: Path, *, memory: int | None = None, wait: float = 0.0) -> int:
+    """Begin `job` in a child, after `wait` seconds; return the child's number."""
     child = os.fork()
     if not child:
+        time.sleep(wait)
         _in_child(job, log, memory)
+    return child
+
+
+def ended(
+    child: int,
+    log: Path,
+    kill_after: float | None = None,
+    signal_number: int = signal.SIGKILL,
+    seconds: float = 120.0,
+) -> Ended:
+    """Wait for a child, as `forked` does."""
     began, sent = time.monotonic(), False
     while True:
         done, status = os.waitpid(child, os.WNOHANG)

@@ -10,10 +10,11 @@ import time
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from . import disk, kills, mutations
+from . import commands, disk, kills, mutations, pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,42 +27,62 @@ def main() -> None:
     parser.add_argument("--levels", type=int, default=20, help="of a full disk, for each writer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="names of writers and formats that contain this")
+    parser.add_argument("--pairs", type=int, default=3, help="of processes on one output, for each writer")
+    parser.add_argument("--parts", default="kills,disk,mutations,pairs", help="which parts")
     given = parser.parse_args()
+    parts = given.parts.split(",")
     torch.set_num_threads(1)
-    began = time.process_time(), time.monotonic()
-    killed, filled, mutated = [], [], []
+    began = time.monotonic()
+    found: dict[str, list[dict[str, Any]]] = {part: [] for part in ("kills", "disk", "mutations", "pairs")}
+
+    def note(part: str, row: Any, what: str) -> None:
+        found[part].append(asdict(row))
+        _say(row.name, what, row.faults)
+
     with tempfile.TemporaryDirectory(prefix="lowland-faults-") as name:
         home = kills.inputs(Path(name))
-        for writer in kills.writers(home):
-            if given.only in writer.name:
-                killed.append(kills.kill(writer, home, given.kills, given.seed))
-                _say(writer.name, f"{killed[-1].kills} kills", killed[-1].faults)
+        commands.prepare(home)
+        main_ones, others = kills.writers(home), commands.others(home)
+        chosen = [writer for writer in (*main_ones, *others) if given.only in writer.name]
+        for writer in chosen if "kills" in parts else []:
+            row = kills.kill(writer, home, given.kills if writer in main_ones else -(-given.kills // 4), given.seed)
+            note("kills", row, f"{row.kills} kills")
+        for writer in chosen if "pairs" in parts else []:
+            twice = pairs.pair(writer, home, given.pairs)
+            note("pairs", twice, f"{twice.both} of {twice.pairs} pairs ended both, {twice.refused} were told")
         try:
-            for writer in kills.writers(home):
-                if given.only in writer.name and writer.name != "study text":
-                    filled.append(disk.fill(writer, home, given.levels))
-                    _say(writer.name, f"{filled[-1].written} written, {filled[-1].refused} refused", filled[-1].faults)
+            for writer in chosen if "disk" in parts else []:
+                if writer.name not in ("study text", "report"):
+                    full = disk.fill(writer, home, given.levels)
+                    note("disk", full, f"{full.written} written, {full.refused} refused")
         except PermissionError as error:
             print(f"no full disks: {error}")
-        for format in mutations.formats(home):
+        for format in mutations.formats(home) if "mutations" in parts else []:
             if given.only in format.name:
-                mutated.append(mutations.mutate(format, home / "mutated", given.files, given.seed))
-                _say(format.name, f"{mutated[-1].accepted} accepted, {mutated[-1].refused} refused", mutated[-1].faults)
-    faults = [fault for part in (*killed, *filled, *mutated) for fault in part.faults]
-    if not given.only:
-        result = {
-            "date": date.today().isoformat(),
-            "command": f"make faults ARGS='--kills {given.kills} --files {given.files} --levels {given.levels}'",
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "seconds": round(time.monotonic() - began[1]),
-            "kills": [asdict(one) for one in killed],
-            "disk": [asdict(one) for one in filled],
-            "mutations": [asdict(one) for one in mutated],
-        }
-        (ROOT / "benchmarks" / "results" / "faults.json").write_text(json.dumps(result, indent=1) + "\n")
-        (ROOT / "docs" / "faults.md").write_text(page(result))
+                read = mutations.mutate(format, home / "mutated", given.files, given.seed)
+                note("mutations", read, f"{read.accepted} accepted, {read.refused} refused")
+    write(found, round(time.monotonic() - began), given)
+    faults = [fault for rows in found.values() for row in rows for fault in row["faults"]]
     raise SystemExit(f"{len(faults)} faults" if faults else None)
+
+
+def write(found: dict[str, list[dict[str, Any]]], seconds: int, given: argparse.Namespace) -> None:
+    """Write the rows that were made into the table, in the place of older ones of the same names."""
+    place = ROOT / "benchmarks" / "results" / "faults.json"
+    kept = json.loads(place.read_text()) if place.exists() else {}
+    result: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "command": f"make faults ARGS='--kills {given.kills} --files {given.files} --levels {given.levels}'",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "seconds": seconds + (kept.get("seconds", 0) if given.only or len(given.parts.split(",")) < 4 else 0),
+    }
+    for part, rows in found.items():
+        new = {row["name"]: row for row in rows}
+        old = [new.pop(row["name"], row) for row in kept.get(part, [])]
+        result[part] = [*old, *new.values()]
+    place.write_text(json.dumps(result, indent=1) + "\n")
+    (ROOT / "docs" / "faults.md").write_text(page(result))
 
 
 def _say(name: str, what: str, faults: list[str]) -> None:
@@ -70,20 +91,24 @@ def _say(name: str, what: str, faults: list[str]) -> None:
         print("   ", fault, flush=True)
 
 
-def page(result: dict[str, object]) -> str:
+def page(result: dict[str, Any]) -> str:
     """The docs page: what was done to lowland's files, and what came of it."""
-    rows = {key: result[key] for key in ("kills", "disk", "mutations")}
+    rows = {key: result[key] for key in ("kills", "disk", "mutations", "pairs")}
     tables = {
         "kills": _table(rows["kills"], {"what writes": "name", "kills that found it at work": "kills"}),
         "disk": _table(rows["disk"], {"what writes": "name", "written whole": "written", "refused": "refused"}),
         "mutations": _table(
             rows["mutations"], {"what is read": "name", "files": "files", "read": "accepted", "refused": "refused"}
         ),
+        "pairs": _table(
+            rows["pairs"],
+            {"what writes": "name", "pairs": "pairs", "both ended well": "both", "one was told": "refused"},
+        ),
     }
-    return f"""# Kills, full disks and damaged files
+    return f"""# Kills, full disks, damaged files and two at once
 
 Made by `{result["command"]}` on {result["date"]}, Python {result["python"]}, torch {result["torch"]};
-the numbers stand in `benchmarks/results/faults.json`. A short form of all three runs with the tests.
+the numbers stand in `benchmarks/results/faults.json`. A short form of all of it runs with the tests.
 
 ## Kills
 
@@ -106,6 +131,13 @@ pickles that would run code. Every file must be read as what it is or refused in
 no endless loop, no more than 4 GB.
 
 {tables["mutations"]}
+
+## Two processes, one output
+
+The same command twice at the same time. Both end with the bytes of one alone, or one is told in a line that another
+process is at it, and the other is whole; nothing is left beside them.
+
+{tables["pairs"]}
 
 A flipped bit among the numbers of a tensor is read as another number: state files carry no checksum of their own.
 """

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("transformers", reason="a text study is among what is killed")
 
-from . import disk, kills, mutations
+from . import commands, disk, kills, mutations, pairs
 from .processes import forked
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -38,6 +38,16 @@ def test_a_full_disk_is_told_and_damages_nothing(home: Path, name: str) -> None:
     except PermissionError as error:
         pytest.skip(f"a small disk cannot be mounted here: {error}")
     assert filled.faults == [] and filled.refused
+
+
+TWICE = ["average", "average .pt", "soup", "sample", "save", "SnapshotFiles", "a grid study", "choose", "schedule"]
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_two_processes_on_one_output(home: Path, name: str) -> None:
+    writers = [*kills.writers(home), *commands.others(home)]
+    paired = pairs.pair(next(writer for writer in writers if writer.name == name), home, 1)
+    assert paired.faults == [] and paired.both + paired.refused == 1
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +18,7 @@ from torch import Tensor
 from ..averager.averager import KINDS
 from ..averager.posteriors import Posterior, check_draws, draws
 from ..files.header import header_of
-from ..files.replacing import put
+from ..files.replacing import alone, put
 from ..files.state import load
 from ..weights.kinds import FLOATS, check_writable
 from ..weights.named import Weights, bare_name, check_same
@@ -101,13 +99,8 @@ def _staged(target: Path) -> Iterator[Path]:
     """A hidden folder that becomes the target if all goes well, and vanishes if not."""
     # Not the name of an average's unfinished run, which would be lost.
     folder = target.parent / f".{target.name}.draws"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OSError(f"another process is writing {target}: wait for it, or name another output") from None
+    with alone(folder, target):
+        check_target(target)  # another process may have written it since
         # Draws are made anew rather than gone on with: what a killed run left is of no use.
         for entry in folder.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -116,8 +109,6 @@ def _staged(target: Path) -> Iterator[Path]:
             put(folder, target)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(lock)
 
 
 @dataclass(frozen=True)

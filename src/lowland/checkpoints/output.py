@@ -51,7 +51,7 @@ class Assembly:
         self.part = target.parent / f".{target.name}.part"
         check_target(target)
         if restart and self.part.exists() and self.ranks.rank == 0:
-            shutil.rmtree(self.part)
+            self._discard()
         self.part.mkdir(parents=True, exist_ok=True)
         own = _JOURNAL if self.ranks.rank == 0 else f"{_JOURNAL}-{self.ranks.rank}"
         self._lock = (self.part / own).open("a+", encoding="ascii")
@@ -59,7 +59,11 @@ class Assembly:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
-            raise OSError(f"another process is writing {target}: wait for it") from None
+            raise OSError(f"another process is writing {target}: wait for it, or name another output") from None
+        there = os.fstat(self._lock.fileno()).st_nlink and (self.part / own).exists()
+        if not there:  # whoever held it has just finished
+            self._lock.close()
+            raise OSError(f"another process has just written {target}: name another output, or delete it")
         text = json.dumps(plan, indent=1, sort_keys=True)
         written = self.part / _PLAN
         if written.exists() and written.read_text(encoding="utf-8") != text:
@@ -79,6 +83,16 @@ class Assembly:
         self._bytes = 0
         self._syncs: list[Future[None]] = []
         self._pool = ThreadPoolExecutor(1, "lowland-sync")
+
+    def _discard(self) -> None:
+        """Remove an unfinished run, unless another process is at it."""
+        with (self.part / _JOURNAL).open("a") as journal:
+            try:
+                fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                said = f"another process is writing {self.target}: wait for it, or name another output"
+                raise OSError(said) from None
+            shutil.rmtree(self.part)
 
     def __enter__(self) -> Assembly:
         return self

@@ -120,6 +120,7 @@ def soup(
     """Build the greedy soup: go from the best checkpoint to the worst and keep those that raise the score."""
     from .. import soup as soups
     from ..checkpoints import expand, plan_average
+    from ..files.replacing import alone
     from .scoring import Scorer, forget_finished
 
     forget_finished(out, "soup")
@@ -138,21 +139,22 @@ def soup(
         return
     if not as_json:
         screen.out.print(_inputs(plan))
-    found = soups.search(len(paths), scorer)
-    kept = [paths[place] for place in found.members]
-    final = plan_average(
-        [opened[place] for place in found.members],
-        out,
-        soups.uniform,
-        dtype=_dtype(dtype),
-        check_finite=not no_check_finite,
-        with_card=card,
-        scores=[-found.scores[place] if lower_is_better else found.scores[place] for place in found.members],
-        also_left=also,
-    )
-    with screen.byte_bar("writing the soup", final.bytes_read + final.bytes_written) as report:
-        final.run(report, restart=restart)
-    scorer.forget()
+    with alone(scorer.folder, out):
+        found = soups.search(len(paths), scorer)
+        kept = [paths[place] for place in found.members]
+        final = plan_average(
+            [opened[place] for place in found.members],
+            out,
+            soups.uniform,
+            dtype=_dtype(dtype),
+            check_finite=not no_check_finite,
+            with_card=card,
+            scores=[-found.scores[place] if lower_is_better else found.scores[place] for place in found.members],
+            also_left=also,
+        )
+        with screen.byte_bar("writing the soup", final.bytes_read + final.bytes_written) as report:
+            final.run(report, restart=restart)
+        scorer.forget()
     sign = -1 if lower_is_better else 1
     best = sign * found.trials[found.members[-1]]
     if as_json:

@@ -61,7 +61,7 @@ def choose(
     """Choose the average of a run's checkpoints that scores best, say what it is worth, and write it."""
     from ..checkpoints import expand, plan_average
     from ..checkpoints.layout import is_file_name
-    from ..files.replacing import write_bytes
+    from ..files.replacing import alone, write_bytes
     from ..retroactive import BLENDS, SHAPES
     from ..retroactive import choose as search
 
@@ -79,43 +79,44 @@ def choose(
     )
     plan_of(opened, out, merge_of(None, steps))  # checked as a whole before anything is scored
     asked = Asking(score, out, opened, steps, examples, lower_is_better, not no_check_finite, restart, form_of(form))
-    found = search(
-        steps,
-        asked,
-        shapes=_words(shapes) or SHAPES,
-        windows=[int(n) for n in _numbers("--windows", windows)],
-        blends=_numbers("--blends", blends) or BLENDS,
-        groups=_words(groups),
-        exhaustive=exhaustive,
-    )
-    made = asked.soup(found) if soup else None
-    if figure is not None:
-        from ..figures import write_choice
+    with alone(asked.folder, out):
+        found = search(
+            steps,
+            asked,
+            shapes=_words(shapes) or SHAPES,
+            windows=[int(n) for n in _numbers("--windows", windows)],
+            blends=_numbers("--blends", blends) or BLENDS,
+            groups=_words(groups),
+            exhaustive=exhaustive,
+        )
+        made = asked.soup(found) if soup else None
+        if figure is not None:
+            from ..figures import write_choice
 
-        write_choice(found, figure)
-    if made is not None and made.taken:
-        from .. import soup as soups
+            write_choice(found, figure)
+        if made is not None and made.taken:
+            from .. import soup as soups
 
-        places, title = list(made.members), f"greedy soup of {len(made.members)}"
-        merge: Merge = soups.uniform
-    else:
-        winner = found.winner.candidate
-        places, title = asked.places(winner), str(winner)
-        merge = merge_of(winner, [steps[place] for place in places])
-    told, words = plain(found, asked, made), sentences(found, asked, made)
-    single = is_file_name(out)
-    if single:
-        write_bytes(record_path(out, single=True), record(asked, told).encode())
-    final = plan_of(
-        [opened[place] for place in places],
-        out,
-        merge,
-        notes=[f"Chosen by `lowland choose` as {title}, score {_score(found, asked, made):.6g}.", *words],
-        also_written={} if single else {record_path(out, single=False).name: record(asked, told)},
-    )
-    with screen.byte_bar("writing the winner", final.bytes_read + final.bytes_written) as report:
-        final.run(report, restart=True)
-    asked.forget()
+            places, title = list(made.members), f"greedy soup of {len(made.members)}"
+            merge: Merge = soups.uniform
+        else:
+            winner = found.winner.candidate
+            places, title = asked.places(winner), str(winner)
+            merge = merge_of(winner, [steps[place] for place in places])
+        told, words = plain(found, asked, made), sentences(found, asked, made)
+        single = is_file_name(out)
+        if single:
+            write_bytes(record_path(out, single=True), record(asked, told).encode())
+        final = plan_of(
+            [opened[place] for place in places],
+            out,
+            merge,
+            notes=[f"Chosen by `lowland choose` as {title}, score {_score(found, asked, made):.6g}.", *words],
+            also_written={} if single else {record_path(out, single=False).name: record(asked, told)},
+        )
+        with screen.byte_bar("writing the winner", final.bytes_read + final.bytes_written) as report:
+            final.run(report, restart=True)
+        asked.forget()
     if as_json:
         screen.print_json({"output": str(out), "chosen": title, "runs": asked.runs, **told})
         return

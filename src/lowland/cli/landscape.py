@@ -55,6 +55,8 @@ def landscape(
     """Draw planes, lines, rays or Hessian spectra of checkpoints, with numbers; a killed grid goes on."""
     import torch
 
+    from ..files.replacing import alone
+
     if kind not in KINDS:
         raise ValueError(f"--kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if bn not in ("exact", "fast", "frozen"):
@@ -67,18 +69,18 @@ def landscape(
     if not data:
         raise ValueError("--data FILE:FUNCTION is wanted: what to measure on")
     asked = _Asked(inputs, model, data, loss, bn, names, kind)
-    out_folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
-    if kind == "plane":
-        found, told = _plane(asked, points, margin, _levels(levels), generator, jobs, out_folder)
-    elif kind == "line":
-        found, told = _line(asked, points, margin, jobs, out_folder)
-    elif kind == "rays":
-        how = None if normalise == "none" else normalise
-        found, told = _rays(asked, points, directions, reach, rise, how, seed, jobs, out_folder)
-    else:
-        found, told = _spectrum(asked, steps, probes, seed, out_folder)
-    pictures = draw(kind, found, out_folder, asked.about, asked.names)
+    with alone(out_folder, out_folder):
+        if kind == "plane":
+            found, told = _plane(asked, points, margin, _levels(levels), generator, jobs, out_folder)
+        elif kind == "line":
+            found, told = _line(asked, points, margin, jobs, out_folder)
+        elif kind == "rays":
+            how = None if normalise == "none" else normalise
+            found, told = _rays(asked, points, directions, reach, rise, how, seed, jobs, out_folder)
+        else:
+            found, told = _spectrum(asked, steps, probes, seed, out_folder)
+        pictures = draw(kind, found, out_folder, asked.about, asked.names)
     if as_json:
         screen.print_json({"folder": str(out_folder), **told})
         return

@@ -139,6 +139,7 @@ def path(
     as_json: screen.Json = False,
 ) -> None:
     """Follow a path of lambdas with every method: accuracy against non-zeros."""
+    from ..files.replacing import alone
     from ..studies.linear.following import FULL, follow
     from ..studies.runs.folder import write_json
 
@@ -159,14 +160,14 @@ def path(
 
         settings = {"random_state": seed, "n_jobs": jobs if jobs > 1 else None}
         found = follow(holders, {"test": judged}, steps, chosen, client=client, told=told, **settings)
-    out_folder.mkdir(parents=True, exist_ok=True)
-    write_json(out_folder / "path.json", found)
-    try:
-        from ..studies.report.linear_path import write_path
+    with alone(out_folder, out_folder):
+        write_json(out_folder / "path.json", found)
+        try:
+            from ..studies.report.linear_path import write_path
 
-        page: Path | None = write_path(found, out_folder)
-    except ImportError:  # of the extra, which only the writing needs
-        page = None
+            page: Path | None = write_path(found, out_folder)
+        except ImportError:  # of the extra, which only the writing needs
+            page = None
     if as_json:
         screen.print_json({"folder": str(out_folder), "paths": found})
         return

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files.replacing import write_bytes
+
 if TYPE_CHECKING:
     from ..aswa import ASWA
     from ..cycles import Schedule
@@ -157,5 +159,5 @@ def _need_matplotlib() -> None:
 def _alone(figure: str, path: str | os.PathLike[str]) -> Path:
     alone = figure.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1)
     path = Path(path)
-    path.write_text(alone, encoding="utf-8")
+    write_bytes(path, alone.encode())
     return path

@@ -135,6 +135,53 @@ def replacing_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+@contextmanager
+def alone(folder: str | os.PathLike[str], what: object) -> Iterator[None]:
+    """Be the only process that writes in `folder` while the block runs; a folder that stays empty is removed.
+
+    Raises:
+        OSError: another process is writing there, which the message calls `what`.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / "run"
+    >>> with alone(folder, "the run"):
+    ...     with alone(folder, "the run"):
+    ...         pass
+    Traceback (most recent call last):
+    ...
+    OSError: another process is writing the run: wait for it, or name another output
+    """
+    folder = Path(folder)
+    handle = _held(folder, what)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
+        os.close(handle)
+
+
+def _held(folder: Path, what: object) -> int:
+    """A handle of the folder, locked."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # removed by who held it until now
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                if fcntl is not None:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(handle), os.stat(folder)):
+                    return handle
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    os.close(handle)
+                    said = f"another process is writing {what}: wait for it, or name another output"
+                    raise OSError(said) from None
+                if error.errno != errno.ENOENT:
+                    return handle  # a disk that knows no locks
+            os.close(handle)
+
+
 def put(part: Path, target: Path) -> None:
     """Let a file or folder that is whole take the place of `target`; a folder's old content is removed afterwards.
 

@@ -159,6 +159,7 @@ class Journal:
                 entry = json.loads(line)
                 self.known[tuple(entry["at"])] = {name: float(value) for name, value in entry["values"].items()}
         self._file = path.open("r+b" if path.exists() else "w+b")
+        self._lock()
         self._file.truncate(whole)
         self._file.seek(whole)
         if not whole:
@@ -169,6 +170,17 @@ class Journal:
         plain = {name: value if abs(value) < float("inf") else str(value) for name, value in values.items()}
         self._write(json.dumps({"at": list(place), "values": plain}))
         self.known[place] = values
+
+    def _lock(self) -> None:
+        try:
+            import fcntl
+        except ImportError:  # not on Windows
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise OSError(f"another process is writing {self.path}: wait for it, or name another output") from None
 
     def close(self) -> None:
         """Close the file."""

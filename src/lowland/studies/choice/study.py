@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lowland import weights_of
+from lowland.files.replacing import alone
 from lowland.weights import clone_of
 
 from ..adapters.classifier import need_extra
@@ -82,26 +83,27 @@ def run_choice_study(
         adapted = adapt_scorer(scorer, study.lora, [train, *sets.values()], study.evaluation.batch_size)
         if torch.cuda.is_available():
             adapted.to(torch.device("cuda"))
-        begin(study, folder, splits.hash, home)
-        questions = {"train": splits.train, **asked}
-        shared = Material(
-            study,
-            adapted,
-            train,
-            sets,
-            sets["validation"],
-            {name: [question.answer for question in part] for name, part in questions.items()},
-            phases(study, head),
-            VARIANT_METHODS,
-            progress,
-        )
-        stages = folder / "stages"
-        members = [Member(i, shared, stages / f"member-{i}") for i in range(len(study.training.seeds))]
-        progress.plan(sum(member.work() for member in members))
-        prepared = time.perf_counter() - begun
-        for member in members:
-            member.run()
-        return _finish(Asked(shared, questions), folder, members, prepared, {"notes": notes})
+        with alone(folder, folder):
+            begin(study, folder, splits.hash, home)
+            questions = {"train": splits.train, **asked}
+            shared = Material(
+                study,
+                adapted,
+                train,
+                sets,
+                sets["validation"],
+                {name: [question.answer for question in part] for name, part in questions.items()},
+                phases(study, head),
+                VARIANT_METHODS,
+                progress,
+            )
+            stages = folder / "stages"
+            members = [Member(i, shared, stages / f"member-{i}") for i in range(len(study.training.seeds))]
+            progress.plan(sum(member.work() for member in members))
+            prepared = time.perf_counter() - begun
+            for member in members:
+                member.run()
+            return _finish(Asked(shared, questions), folder, members, prepared, {"notes": notes})
 
 
 def read_choice_study(folder: Path) -> ChoiceStudy:

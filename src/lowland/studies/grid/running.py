@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from lowland.files.replacing import alone
+
 from ..runs.folder import read_json, require_space, write_bytes, write_json
 from ..runs.opening import check_folder
 from ..runs.progress import Progress, Silent
@@ -68,39 +70,41 @@ def run_grid(
         done: dict[str, Any] = read_json(folder / "metrics.json")
         return done
     require_space(folder, 20)
-    folder.mkdir(parents=True, exist_ok=True)
-    clean(folder)
-    write_bytes(folder / "config.toml", to_toml(study).encode())
-    packages = ("lowland", "torch", "numpy", "scipy", "scikit-learn", *filter(None, (kind.wants,)))
-    write_json(folder / "versions.json", {"python": platform.python_version(), **machine(packages)})
-    paths = {cell: folder / "cells" / f"{cell.name}.json" for cell in cells}
-    missing = [cell for cell in cells if not paths[cell].exists()]
-    progress.plan(len(cells))
-    for cell in cells:
-        if paths[cell].exists():
+    with alone(folder, folder):
+        clean(folder)
+        write_bytes(folder / "config.toml", to_toml(study).encode())
+        packages = ("lowland", "torch", "numpy", "scipy", "scikit-learn", *filter(None, (kind.wants,)))
+        write_json(folder / "versions.json", {"python": platform.python_version(), **machine(packages)})
+        paths = {cell: folder / "cells" / f"{cell.name}.json" for cell in cells}
+        missing = [cell for cell in cells if not paths[cell].exists()]
+        progress.plan(len(cells))
+        for cell in cells:
+            if paths[cell].exists():
+                progress.begin(cell.name, 1)
+                progress.end(f"{cell.name}: found")
+        begun = time.perf_counter()
+        for cell, result, seconds in _results(
+            functools.partial(_one, run_cell, study), missing, min(jobs, len(missing))
+        ):
+            check_result(result, kind, cell)
+            write_json(paths[cell], {**result, "cell": cell.name, "wall_seconds": seconds})
             progress.begin(cell.name, 1)
-            progress.end(f"{cell.name}: found")
-    begun = time.perf_counter()
-    for cell, result, seconds in _results(functools.partial(_one, run_cell, study), missing, min(jobs, len(missing))):
-        check_result(result, kind, cell)
-        write_json(paths[cell], {**result, "cell": cell.name, "wall_seconds": seconds})
-        progress.begin(cell.name, 1)
-        progress.end(f"{cell.name}: {_said(kind, result)}, {seconds:.0f} s")
-    results = {cell: read_json(path) for cell, path in paths.items()}
-    for cell, result in results.items():
-        check_result(result, kind, cell)
-    metrics = gather(kind, results)
-    walls = [one["wall_seconds"] for one in results.values()]
-    timings = {
-        "cells_seconds": sum(walls),  # one thread each
-        "this_call_seconds": time.perf_counter() - begun,
-        "this_call_cells": len(missing),
-        "jobs": jobs,
-    }
-    write_json(folder / "timings.json", timings)
-    write_json(folder / "metrics.json", metrics)
-    found: dict[str, Any] = read_json(folder / "metrics.json")  # the same kinds of lists as in a later call
-    return found
+            progress.end(f"{cell.name}: {_said(kind, result)}, {seconds:.0f} s")
+        results = {cell: read_json(path) for cell, path in paths.items()}
+        for cell, result in results.items():
+            check_result(result, kind, cell)
+        metrics = gather(kind, results)
+        walls = [one["wall_seconds"] for one in results.values()]
+        timings = {
+            "cells_seconds": sum(walls),  # one thread each
+            "this_call_seconds": time.perf_counter() - begun,
+            "this_call_cells": len(missing),
+            "jobs": jobs,
+        }
+        write_json(folder / "timings.json", timings)
+        write_json(folder / "metrics.json", metrics)
+        found: dict[str, Any] = read_json(folder / "metrics.json")  # the same kinds of lists as in a later call
+        return found
 
 
 def _said(kind: Kind, result: Result) -> str:

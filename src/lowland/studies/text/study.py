@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from lowland.files.replacing import alone
+
 from ..adapters.classifier import AdaptedClassifier, adapt, load_encoder, need_extra, positions_of
 from ..adapters.comparison import TRAINED, Predictions, compare
 from ..adapters.config import check_snapshots
@@ -67,25 +69,26 @@ def run_text_study(
         classifier = adapt(encoder, study.model, study.lora, len(splits.names), cut, study.evaluation.batch_size)
         if torch.cuda.is_available():
             classifier.to(torch.device("cuda"))
-        begin(study, folder, splits.hash, home)
-        shared = Material(
-            study,
-            classifier,
-            train,
-            {"validation": validation, "test": test},
-            validation.first(study.training.monitor_texts),
-            {"train": splits.train.labels, "validation": splits.validation.labels, "test": splits.test.labels},
-            phases(study),
-            TRAINED,
-            progress,
-        )
-        members = [Member(i, shared, folder / "stages" / f"member-{i}") for i in range(len(study.training.seeds))]
-        progress.plan(sum(member.work() for member in members))
-        prepared = time.perf_counter() - begun
-        for member in members:
-            member.run()
-        read = {"notes": notes, "max_length": length, "cut": {what: list(pair) for what, pair in shortened.items()}}
-        return _finish(study, folder, splits, members, classifier, prepared, read)
+        with alone(folder, folder):
+            begin(study, folder, splits.hash, home)
+            shared = Material(
+                study,
+                classifier,
+                train,
+                {"validation": validation, "test": test},
+                validation.first(study.training.monitor_texts),
+                {"train": splits.train.labels, "validation": splits.validation.labels, "test": splits.test.labels},
+                phases(study),
+                TRAINED,
+                progress,
+            )
+            members = [Member(i, shared, folder / "stages" / f"member-{i}") for i in range(len(study.training.seeds))]
+            progress.plan(sum(member.work() for member in members))
+            prepared = time.perf_counter() - begun
+            for member in members:
+                member.run()
+            read = {"notes": notes, "max_length": length, "cut": {what: list(pair) for what, pair in shortened.items()}}
+            return _finish(study, folder, splits, members, classifier, prepared, read)
 
 
 def read_study(folder: Path) -> TextStudy:
