@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import tempfile
 import time
 from dataclasses import asdict
@@ -26,9 +27,10 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1000, help="changed files of each format")
     parser.add_argument("--levels", type=int, default=20, help="of a full disk, for each writer")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="names of writers and formats that contain this")
+    parser.add_argument("--only", default="", help="names of writers and formats that this pattern fits")
     parser.add_argument("--pairs", type=int, default=3, help="of processes on one output, for each writer")
     parser.add_argument("--parts", default="kills,disk,mutations,pairs", help="which parts")
+    parser.add_argument("--fold", type=Path, help="an older faults.json, whose rows fill what this one lacks")
     given = parser.parse_args()
     parts = given.parts.split(",")
     torch.set_num_threads(1)
@@ -41,9 +43,10 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="lowland-faults-") as name:
         home = kills.inputs(Path(name))
-        commands.prepare(home)
+        if parts != ["mutations"]:
+            commands.prepare(home)
         main_ones, others = kills.writers(home), commands.others(home)
-        chosen = [writer for writer in (*main_ones, *others) if given.only in writer.name]
+        chosen = [writer for writer in (*main_ones, *others) if re.search(given.only, writer.name)]
         for writer in chosen if "kills" in parts else []:
             row = kills.kill(writer, home, given.kills if writer in main_ones else -(-given.kills // 4), given.seed)
             note("kills", row, f"{row.kills} kills")
@@ -58,7 +61,7 @@ def main() -> None:
         except PermissionError as error:
             print(f"no full disks: {error}")
         for format in mutations.formats(home) if "mutations" in parts else []:
-            if given.only in format.name:
+            if re.search(given.only, format.name):
                 read = mutations.mutate(format, home / "mutated", given.files, given.seed)
                 note("mutations", read, f"{read.accepted} accepted, {read.refused} refused")
     write(found, round(time.monotonic() - began), given)
@@ -70,6 +73,10 @@ def write(found: dict[str, list[dict[str, Any]]], seconds: int, given: argparse.
     """Write the rows that were made into the table, in the place of older ones of the same names."""
     place = ROOT / "benchmarks" / "results" / "faults.json"
     kept = json.loads(place.read_text()) if place.exists() else {}
+    for part, rows in (json.loads(given.fold.read_text()) if given.fold else {}).items():
+        if isinstance(rows, list):
+            names = {row["name"] for row in kept.get(part, [])}
+            kept[part] = [*(row for row in rows if row["name"] not in names), *kept.get(part, [])]
     result: dict[str, Any] = {
         "date": date.today().isoformat(),
         "command": f"make faults ARGS='--kills {given.kills} --files {given.files} --levels {given.levels}'",
