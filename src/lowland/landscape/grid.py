@@ -211,12 +211,12 @@ def window(
             wanted[::stride, ::stride] = True
             if values:
                 wanted &= _near(values, levels or {}, 2 * stride)
-            places = [(r, c) for r, c in (wanted & ~measured).nonzero().tolist()]
-            for (r, c), found in zip(places, ask([(xs[c], ys[r]) for r, c in places]), strict=True):
-                for name, value in found.items():
-                    grid = values.setdefault(name, torch.full(measured.shape, math.nan, dtype=torch.float64))
-                    grid[r, c] = value
-                measured[r, c] = True
+            wanted &= ~measured
+            found = ask([(xs[c], ys[r]) for r, c in wanted.nonzero().tolist()])
+            measured |= wanted
+            for name in dict.fromkeys(name for one in found for name in one):
+                grid = values.setdefault(name, torch.full(measured.shape, math.nan, dtype=torch.float64))
+                grid[wanted] = torch.tensor([one.get(name, math.nan) for one in found], dtype=torch.float64)
             values = {name: _filled(grid, measured, stride) for name, grid in values.items()}
     unknown = [name for name in levels or {} if name not in values]
     if unknown:

@@ -19,7 +19,7 @@ from ..predict.plans.prefix import Memo
 from ..predict.plans.stacked import Stack, Unstackable
 
 BYTES = 2**26  # of weights that are stacked at once
-LONGER = 4  # times the places that fill a matrix product: a loss is cheap, and the rest of a pass is shared
+LONGER = 8  # times the places that fill a matrix product: a loss is cheap, and the rest of a pass is shared
 
 Loss = Callable[[Any, Any], Any]
 
