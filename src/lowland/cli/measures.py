@@ -65,6 +65,23 @@ def weights_in(path: Path) -> dict[str, Tensor]:
     return found
 
 
+def posterior_in(path: Path) -> Any:
+    """Return the SWAG that a state file holds, or None: what has deviations has a subspace."""
+    from .. import load
+    from ..checkpoints import open_checkpoint
+
+    if open_checkpoint(path).state is None:
+        return None
+    state = load(path)
+    return state if hasattr(state, "draws") and deviations_of(state) else None
+
+
+def deviations_of(state: Any) -> dict[str, Tensor]:
+    """Return the deviations of a SWAG from its mean by name, (rank, *shape) each; none of what has none."""
+    slots = state.state_dict()["slots"] if hasattr(state, "state_dict") else {}
+    return dict(slots.get("deviations", {}))
+
+
 def supervised(model: nn.Module, batch: Any) -> Any:
     """Return loss and error of a batch: a mapping with `labels` as Transformers takes it, or inputs and labels."""
     from ..landscape.measures import classification
