@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,22 @@ from lowland.studies.grid.kinds import Kind
 RESULTS = Path(__file__).parent / "results"
 
 
-def write(kind: Kind, folder: Path, name: str, command: str, notes: list[str], packages: tuple[str, ...]) -> None:
-    """Write results/NAME.md and .json from a finished run folder; curves stay in the run folder."""
+def write(
+    kind: Kind,
+    folder: Path,
+    name: str,
+    command: str,
+    notes: list[str],
+    packages: tuple[str, ...],
+    *,
+    out: Path | None = None,
+    more: Callable[[Path], tuple[list[str], dict[str, Any]]] | None = None,
+) -> None:
+    """Write results/NAME.md and .json from a finished run folder; curves stay in the run folder.
+
+    Args:
+        out: another folder than results. more: of the run folder, further lines and entries of a study's own.
+    """
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     timings = json.loads((folder / "timings.json").read_text(encoding="utf-8"))
     about = machine()
@@ -51,9 +66,14 @@ def write(kind: Kind, folder: Path, name: str, command: str, notes: list[str], p
         *_sensitivity(kind, metrics),
         *_decisions(metrics),
     ]
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(_short(known)) + "\n", encoding="utf-8")
-    (RESULTS / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    if more is not None:
+        further, entries = more(folder)
+        lines += further
+        known |= entries
+    home = out or RESULTS
+    home.mkdir(exist_ok=True)
+    (home / f"{name}.json").write_text(json.dumps(_short(known)) + "\n", encoding="utf-8")
+    (home / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
 def _short(value: Any) -> Any:

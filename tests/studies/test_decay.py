@@ -92,7 +92,7 @@ def test_texts_of_ones_own(tmp_path: Path) -> None:
 
 def test_bad_settings_are_named(tmp_path: Path) -> None:
     for given, message in [
-        ({"model": {"names": ["huge"]}}, "there is no model 'huge': take tiny, small, medium"),
+        ({"model": {"names": ["huge"]}}, "there is no model 'huge': take tiny, small, medium, large"),
         ({"data": {"sets": ["mine"]}}, "data.sets has 'mine', which is no packaged text"),
         ({"merging": {"windows": [33, 100]}}, "a window of 33 % of 300 steps holds no whole number of checkpoints"),
         ({"merging": {"windows": [50]}}, "merging.windows must have 100"),

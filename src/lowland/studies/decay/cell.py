@@ -47,19 +47,25 @@ def run_cell(study: DecayStudy, cell: Cell) -> dict[str, Any]:
         RuntimeError: the run diverged.
     """
     with own_randomness():
-        return _Cell(study, cell).result()
+        return Branches(study, cell).result()
 
 
-class _Cell:
-    """The texts, the model and the losses of a cell."""
+class Branches:
+    """The texts, the model and the losses of a cell: a run, what branches off it, and how all that is judged.
 
-    def __init__(self, study: DecayStudy, cell: Cell) -> None:
-        self.study, self.cell = study, cell
+    Args:
+        device: "cuda" trains and judges in bfloat16 under autocast; the weights stay in float32.
+    """
+
+    def __init__(self, study: DecayStudy, cell: Cell, device: str = "cpu") -> None:
+        self.study, self.cell, self.device = study, cell, device
         path = path_of(study.data.paths, cell.data)
-        self.texts: Texts = read(cell.data, Path(path) if path else None, study.model.context, study.evaluation.rows)
+        texts = read(cell.data, Path(path) if path else None, study.model.context, study.evaluation.rows)
+        self.texts = Texts(*(getattr(texts, part).to(device) for part in _PARTS))
         torch.manual_seed(derived_seed(cell.seed, "weights"))  # inside own_randomness
         shape = study.model
-        self.model = Transformer(WIDTHS[cell.model], shape.layers, shape.heads, shape.context)
+        self.model = Transformer(WIDTHS[cell.model], shape.layers, shape.heads, shape.context).to(device)
+        self.forward: Callable[[Tensor], Tensor] = self.model  # what training calls: the model, or compiled code of it
         order = torch.Generator().manual_seed(derived_seed(cell.seed, "order"))
         steps, size = study.training.steps + study.training.decay_steps, study.training.batch_size
         self.order = torch.randint(len(self.texts.train), (steps, size), generator=order)
@@ -68,11 +74,9 @@ class _Cell:
     def result(self) -> dict[str, Any]:
         """Run everything that the cell holds."""
         given, merging = self.study.training, self.study.merging
-        optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=given.learning_rate, betas=(0.9, 0.95), weight_decay=given.weight_decay
-        )
+        optimiser = self.optimiser()
         with self.clock("training"):
-            self.train(optimiser, range(given.steps), lambda step: min(1.0, (step + 1) / max(1, given.warmup)))
+            self.train(optimiser, range(given.steps), self.warming)
         begun, state = clone_of(weights_of(self.model)), _copied(optimiser.state_dict())
         found: dict[str, Weights] = {"before": begun}
         branch = range(given.steps, given.steps + given.decay_steps)
@@ -80,7 +84,7 @@ class _Cell:
             copy_to(self.model, begun)
             optimiser.load_state_dict(_copied(state))
             with self.clock("training"):
-                self.train(optimiser, branch, lambda step, shape=shape: rate_at(shape, self.share(step)))  # type: ignore[misc]
+                self.train(optimiser, branch, self.falling(shape))
             found[f"decayed {shape}"] = clone_of(weights_of(self.model))
         copy_to(self.model, begun)
         optimiser.load_state_dict(_copied(state))
@@ -100,9 +104,21 @@ class _Cell:
         with self.clock("evaluation"):
             return self.judged(found, kept, {steps: tail.mean() for steps, tail in tails.items()})
 
-    def share(self, step: int) -> float:
-        """The share of the decay that is over in the middle of a step."""
-        return (step + 0.5 - self.study.training.steps) / self.study.training.decay_steps
+    def optimiser(self) -> torch.optim.AdamW:
+        """A new optimiser of the model."""
+        given = self.study.training
+        return torch.optim.AdamW(
+            self.model.parameters(), lr=given.learning_rate, betas=(0.9, 0.95), weight_decay=given.weight_decay
+        )
+
+    def warming(self, step: int) -> float:
+        """The share of the rate at a step before the branches."""
+        return min(1.0, (step + 1) / max(1, self.study.training.warmup))
+
+    def falling(self, shape: str) -> Callable[[int], float]:
+        """The share of the rate at the steps of a decay, each at its middle."""
+        given = self.study.training
+        return lambda step: rate_at(shape, (step + 0.5 - given.steps) / given.decay_steps)
 
     def train(
         self,
@@ -116,7 +132,7 @@ class _Cell:
         for step in steps:
             for group in optimiser.param_groups:
                 group["lr"] = self.study.training.learning_rate * rate(step)
-            loss = _loss(self.model, self.texts.train[self.order[step]]).mean()
+            loss = self.loss(self.forward, self.texts.train[self.order[step]]).mean()
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.model.parameters(), self.study.training.clip)
@@ -213,7 +229,13 @@ class _Cell:
         self.model.eval()
         with applied(self.model, weights):
             size = self.study.evaluation.batch_size
-            return torch.cat([_loss(self.model, chunk) for chunk in texts.split(size)]).double()
+            return torch.cat([self.loss(self.model, chunk) for chunk in texts.split(size)]).double().cpu()
+
+    def loss(self, forward: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """Mean cross-entropy of each row (N,)."""
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
+            logits = forward(rows[:, :-1])
+        return functional.cross_entropy(logits.float().transpose(1, 2), rows[:, 1:], reduction="none").mean(1)
 
     @contextmanager
     def clock(self, what: str) -> Iterator[None]:
@@ -223,12 +245,6 @@ class _Cell:
             yield
         finally:
             self.seconds[what] += time.perf_counter() - begun
-
-
-def _loss(model: nn.Module, rows: Tensor) -> Tensor:
-    """Mean cross-entropy of each row (N,)."""
-    logits = model(rows[:, :-1])
-    return functional.cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none").mean(1)
 
 
 def _group(name: str) -> str:

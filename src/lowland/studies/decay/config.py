@@ -19,8 +19,9 @@ from ..runs.settings import (
 )
 from .texts import SETS
 
-# Width of the stream, by name; two layers each. With a context of 128 bytes: 0.14 and 1.0 million parameters.
-WIDTHS: dict[str, int] = {"tiny": 16, "small": 64, "medium": 192}
+# Width of the stream, by name. With two layers and a context of 128 bytes: 0.14 and 1.0 million parameters of the two
+# in the middle; with 17 layers and a context of 1024: 122 million of the last.
+WIDTHS: dict[str, int] = {"tiny": 16, "small": 64, "medium": 192, "large": 768}
 
 
 @dataclass(frozen=True)
