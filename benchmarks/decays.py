@@ -129,10 +129,10 @@ def main() -> None:
         "Expected squares, in stationary variances of the constant rate": rows,
     }
     notes = [
-        "At rest the average is as good as the decay where the run hardly moves while the rate decays, and better where "
-        "it turns over many times (a decay's last steps are taken from where noise has just put it). Where the run is "
-        "still on its way to the minimum the average takes steps back that a decayed run never has to: it loses, "
-        "`minus-sqrt`, whose weight lies earliest, most. Averages stand for decays where the run has settled.",
+        "At rest the average is as good as the decay where the run hardly moves while the rate decays, and better "
+        "where it turns over many times. Where the run is still on its way to the minimum the average takes steps back "
+        "that a decayed run never has to: it loses, `minus-sqrt`, whose weight lies earliest, most. Averages stand for "
+        "decays where the run has settled.",
     ]
     write("decays", "Averages in place of decays", tables, notes, checks)
 

@@ -180,10 +180,10 @@ _TRAINING = re.compile(
 def of_training(name: str) -> bool:
     """Return whether what has this name belongs to training rather than to the model, by the first part of the name.
 
-    >>> [of_training(name) for name in ("optimizer.state.w.exp_avg", "rng_state", "decoder.optim.weight")]
+    >>> [of_training(name) for name in ("optimizer.state.w.exp_avg", "rng_state/shard_0_1", "decoder.optim.weight")]
     [True, True, False]
     """
-    return _TRAINING.fullmatch(name.split(".", 1)[0]) is not None
+    return _TRAINING.fullmatch(re.split(r"[./]", name, maxsplit=1)[0]) is not None
 
 
 def nest_of(keys: Iterable[str]) -> str | None:

@@ -107,7 +107,7 @@ class Asking:
             else:
                 values = self._made(places, merge, title)
             self.runs += 1
-            self.folder.mkdir(exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self.scores[key] = values
             write_bytes(self.file, json.dumps(self.scores).encode())
             mean = math.fsum(values) / len(values)

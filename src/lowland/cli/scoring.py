@@ -50,7 +50,7 @@ class Scorer:
         if key not in self.scores:
             chosen = [self.plan.checkpoints[place] for place in members]
             value = ask(self.words, chosen[0].path) if len(members) == 1 else self._candidate(members)
-            self.folder.mkdir(exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self.scores[key] = value
             write_bytes(self.file, json.dumps(self.scores).encode())
             names = " + ".join(checkpoint.path.name for checkpoint in chosen)
@@ -65,7 +65,7 @@ class Scorer:
         from .. import soup
         from ..checkpoints import plan_average
 
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         home = self.folder / "candidate"
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir()
