@@ -1,5 +1,7 @@
 """How far probabilities can be believed."""
 
+from .anchored import Anchored as Anchored
+from .anchored import largest_scale as largest_scale
 from .bootstrap import Interval as Interval
 from .bootstrap import bootstrap as bootstrap
 from .bootstrap import differences as differences

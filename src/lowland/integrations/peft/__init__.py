@@ -11,6 +11,7 @@ from .folders import saved_config as saved_config
 from .folders import saved_keys as saved_keys
 from .folders import write_adapter as write_adapter
 from .folders import write_folder as write_folder
+from .isotropic import IsotropicAdapters as IsotropicAdapters
 from .products import AdapterAverage as AdapterAverage
 from .products import Factors as Factors
 from .products import Member as Member
