@@ -23,6 +23,7 @@ from .moments import FINITE
 
 BLOCK = 1 << 16  # elements of one entry of the table of blocks
 SMALLEST_PART, LARGEST_PART = 1 << 16, 1 << 20  # elements that a thread takes at a time
+WORTH = 1 << 19  # elements of a part from which another turn of every thread costs less than it evens out
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in kernels/updates.py
 
 
@@ -47,6 +48,10 @@ class Passes:
         self._current = weights
         if not same:
             self._table = None
+
+    def done(self) -> None:
+        """Refer to no weights any more; where they lay stays known."""
+        self._current = None
 
     def first_nonfinite(self, weights: Weights, room: str = FINITE) -> str | None:
         """Return the name of the first tensor with a number that is not finite or beyond the limit, as `moments` does.
@@ -149,10 +154,11 @@ class _Table:
     rows: np.ndarray[Any, Any]  # (tensors, 6): kind of weight, four addresses, bytes from one column to the next
     blocks: np.ndarray[Any, Any]  # (blocks, 3): row, first element, elements
     parts: list[tuple[int, int]]  # blocks of each part
+    reading: list[tuple[int, int]]  # the same for a pass that only reads: one part where waking a thread takes longer
 
     def run(self, kernel: Callable[..., Any], *arguments: object, backwards: bool = False) -> list[Any]:
         """Run `kernel` over all blocks; writing starts at the end, which the check before has left in the cache."""
-        order = self.parts[::-1] if backwards else self.parts
+        order = self.parts[::-1] if backwards else self.reading
         return kernels.run(kernel, [(*part, self.blocks, self.rows, *arguments) for part in order])
 
 
@@ -182,9 +188,11 @@ def _made(weights: Weights, slots: Mapping[str, Weights], rank: int = 0) -> _Tab
         names.append(name)
         rows.append((_KINDS[tensor.dtype], *addresses, row))
     # What `local` gives of a sharded tensor is a view: its size, not the whole tensor's.
-    blocks, parts = _cut([local(weights[name]).numel() for name in names])
+    sizes = [local(weights[name]).numel() for name in names]
+    blocks, parts = _cut(sizes)
+    reading = parts if sum(sizes) > 4 * WORTH else [(0, len(blocks))]
     table = np.array(rows, dtype=np.int64).reshape(-1, 6)
-    return _Table(slots, rank, _held(slots), names, rest, table, blocks, parts)
+    return _Table(slots, rank, _held(slots), names, rest, table, blocks, parts, reading)
 
 
 def _fits(tensor: Tensor, own: Mapping[str, Tensor], rank: int) -> bool:
@@ -212,7 +220,9 @@ def _cut(sizes: Sequence[int]) -> tuple[np.ndarray[Any, Any], list[tuple[int, in
     blocks = [
         (row, start, min(BLOCK, size - start)) for row, size in enumerate(sizes) for start in range(0, size, BLOCK)
     ]
-    wanted = min(LARGEST_PART, max(SMALLEST_PART, sum(sizes) // (4 * torch.get_num_threads())))
+    total, threads = sum(sizes), torch.get_num_threads()
+    turns = max(1, min(4, total // (threads * WORTH)))
+    wanted = min(LARGEST_PART, max(SMALLEST_PART, -(-total // (threads * turns))))
     parts: list[tuple[int, int]] = []
     begin = held = 0
     for index, (_, _, length) in enumerate(blocks):

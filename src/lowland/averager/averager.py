@@ -133,13 +133,16 @@ class Averager(ABC):
             # Sharded weights are checked here and not beside the step, whose own collectives must not be crossed.
             check_here = self.check_finite and (not beside or any(map(is_sharded, weights.values())))
             self._passes.expect(weights, same and not fresh)
-            if check_here:
-                self._check_numbers(weights, same)
+            try:
+                if check_here:
+                    self._check_numbers(weights, same)
+                if not beside:
+                    self._take(weights, fresh)
+            finally:
+                self._passes.done()
             if beside:
                 check = self._check_copies if self.check_finite and not check_here else None
                 self._beside.run(weights, check, self._absorb_copies)
-            else:
-                self._take(weights, fresh)
             if weights is read:
                 self._reader.accept()
             else:
@@ -316,9 +319,12 @@ class Averager(ABC):
     @torch.no_grad()
     def _absorb_copies(self, copies: Slot, same: bool) -> None:
         self._passes.expect(copies, same)
-        if self.check_finite and self._updates:
-            self._check_held()
-        self._count_and_absorb(copies)
+        try:
+            if self.check_finite and self._updates:
+                self._check_held()
+            self._count_and_absorb(copies)
+        finally:
+            self._passes.done()
 
     def _check_numbers(self, weights: Slot, same: bool) -> None:
         """Refuse an iterate with a number that is not finite, or that leaves no room beside those that are held."""
@@ -380,6 +386,8 @@ class Averager(ABC):
         return next(iter(self._slots.values()))
 
     def _need(self, at_least: int = 1) -> None:
+        # Whoever uses the average may be done with the model.
+        self._reader.release()
         if self.count < at_least:
             wanted = "call update(model) first" if at_least == 1 else f"at least {at_least} updates are needed"
             held = "no weights yet" if self.count == 0 else f"{self.count} update(s)"

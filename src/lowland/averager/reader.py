@@ -6,9 +6,8 @@ memory. What was checked then needs no second check, and a table of addresses st
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
-from itertools import chain
+from itertools import compress
 from operator import attrgetter
 from typing import Any
 
@@ -16,13 +15,12 @@ from torch import Tensor, nn
 
 from ..weights.named import Select, Weights, check_same, parameters, selected, trainable
 from ..weights.selection import constrained
+from .structure import Structure
 
 _PLAIN = {Tensor, nn.Parameter}
 _Look = tuple[list[str], list[int], list[Any], list[Any], list[Any]]
 _size: Callable[[Tensor], Any] = Tensor.size
 _stride: Callable[[Tensor], Any] = Tensor.stride
-_parameters: Callable[[Any], dict[str, Tensor]] = attrgetter("_parameters")
-_children: Callable[[Any], dict[str, nn.Module]] = attrgetter("_modules")
 _dtype: Callable[[Any], Any] = attrgetter("dtype")
 _takes_gradients: Callable[[Any], bool] = attrgetter("requires_grad")
 
@@ -30,8 +28,7 @@ _takes_gradients: Callable[[Any], bool] = attrgetter("requires_grad")
 class Reader:
     """Reads the selected tensors of a model, or a mapping of named tensors, again and again.
 
-    Names are kept only while they follow from the model's structure, which every call looks at: the classes of all
-    modules and the names of their children and parameters. No reference to the model is kept.
+    Names are kept only while they follow from the model's structure, which every call looks at.
 
     >>> import torch
     >>> reader, weights = Reader(), {"w": torch.zeros(1)}
@@ -43,11 +40,9 @@ class Reader:
     """
 
     def __init__(self) -> None:
-        self._modules = 0  # how many modules a walk meets at most; another number is another structure
-        self._structure: list[object] = []
-        self._unlike: list[int] = []  # the ids of parameters that were seen to be distinct
+        self._structure: Structure | None = None
         self._names: list[str] = []
-        self._order: list[int] = []
+        self._places: list[int] = []  # of the named tensors among those that the structure holds
         self._latest: _Look | None = None
         self._accepted: _Look | None = None
 
@@ -81,6 +76,10 @@ class Reader:
         """Let nothing be as last time."""
         self._accepted = None
 
+    def release(self) -> None:
+        """Refer to no part of a model any more."""
+        self._structure = None
+
     def selected(self, model: nn.Module, select: Select = parameters) -> dict[str, Tensor]:
         """Return what `selected` returns, but for vectors that a constraint keeps, which have no average."""
         names, tensors, _ = self._of(model, select)
@@ -90,27 +89,11 @@ class Reader:
         """Names, tensors, and whether all of them are plain parameters."""
         if select is not parameters and select is not trainable:
             return _slowly(model, select)
-        structure, found = _walk(model, self._modules)
-        if structure != self._structure:
-            self._modules = 1 + sum(len(module._modules) for module in model.modules())
-            structure, found = _walk(model, self._modules)
-        ids = list(map(id, found))
-        # Tied tensors, modules met twice and parameters of other kinds take the long way.
-        if not found or set(map(type, found)) != {nn.Parameter}:
+        found = None if self._structure is None else self._structure.held(model)
+        found = self._anew(model) if found is None else found
+        if found is None:
             return _slowly(model, select)
-        if ids != self._unlike:
-            if len(set(ids)) < len(ids):
-                return _slowly(model, select)
-            self._unlike = ids
-        if structure != self._structure:
-            named = selected(model, parameters)
-            places = dict(zip(ids, range(len(ids)), strict=True))
-            # Nor where what is read must be put back into shards first.
-            if len(named) != len(found) or _gathers(model):
-                return _slowly(model, select)
-            self._names, self._order = list(named), [places[id(tensor)] for tensor in named.values()]
-            self._structure = structure
-        tensors = [found[place] for place in self._order]
+        tensors = list(map(found.__getitem__, self._places))
         if select is parameters:
             return self._names, tensors, True
         takes = list(map(_takes_gradients, tensors))
@@ -118,8 +101,21 @@ class Reader:
             return self._names, tensors, True
         if not any(takes):
             return _slowly(model, select)  # which says that nothing is selected
-        chosen = [place for place, taken in enumerate(takes) if taken]
-        return [self._names[place] for place in chosen], [tensors[place] for place in chosen], True
+        return list(compress(self._names, takes)), list(compress(tensors, takes)), True
+
+    def _anew(self, model: nn.Module) -> list[Tensor] | None:
+        """Work out the names; None if that must be done each time."""
+        self._structure = structure = Structure.of(model)
+        found = None if structure is None else structure.held(model)
+        if found is None:
+            return None
+        names, named, _ = _slowly(model, parameters)
+        places = {id(tensor): place for place, tensor in enumerate(found)}
+        if not places.keys() >= set(map(id, named)):  # a parameter that is registered as a buffer
+            self.release()
+            return None
+        self._names, self._places = names, [places[id(tensor)] for tensor in named]
+        return found
 
 
 def since_the_first(model: nn.Module, held: Weights, chosen: dict[str, Tensor], what: str) -> dict[str, Tensor]:
@@ -182,40 +178,3 @@ def _look(names: list[str], tensors: list[Tensor]) -> _Look | None:
         return names, addresses, list(map(_dtype, tensors)), list(map(_size, tensors)), list(map(_stride, tensors))
     except RuntimeError:  # such as sparse and nested tensors
         return None
-
-
-def _gathers(model: nn.Module) -> bool:
-    """Whether a module is under FSDP, whose parameters are whole copies at times."""
-    package = sys.modules.get("torch.distributed.fsdp")
-    kinds = (getattr(package, "FSDPModule", ()), getattr(package, "FullyShardedDataParallel", ()))
-    return package is not None and any(isinstance(module, kinds) for module in model.modules())
-
-
-def _walk(model: nn.Module, most: int) -> tuple[list[object], list[Tensor]]:
-    """Return what the names of the parameters follow from, and the parameters; stop after `most` modules.
-
-    Generation by generation, so that each step is one call over all its modules. What is touched of a module is what
-    this costs, as little of it is in a core's own cache during training.
-    """
-    level: list[Any] = [model]
-    structure: list[object] = []
-    found: list[Any] = []
-    met = 0
-    while level and met <= most:
-        kinds = list(map(type, level))
-        structure += kinds  # as `fully_shard` changes the class
-        if type(None) in set(kinds):
-            level = [module for module in level if module is not None]
-        met += len(level)
-        own, children = list(map(_parameters, level)), list(map(_children, level))
-        structure += map(len, own)
-        structure += map(len, children)
-        own, children = list(filter(None, own)), list(filter(None, children))  # most are empty
-        structure += chain.from_iterable(own)
-        structure += chain.from_iterable(children)
-        found += chain.from_iterable(map(dict.values, own))
-        level = list(chain.from_iterable(map(dict.values, children)))
-    if type(None) not in set(map(type, found)):
-        return structure, found
-    structure += [tensor is None for tensor in found]
-    return structure, [tensor for tensor in found if tensor is not None]

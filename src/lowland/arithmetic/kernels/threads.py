@@ -6,16 +6,12 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import TypeVar
 
 import torch
 
 T = TypeVar("T")
-
-_lock = threading.Lock()
-_pool: ThreadPoolExecutor | None = None
-_workers = 0
 
 
 def run(kernel: Callable[..., T], parts: Sequence[tuple[object, ...]]) -> list[T]:
@@ -38,36 +34,75 @@ def run(kernel: Callable[..., T], parts: Sequence[tuple[object, ...]]) -> list[T
         while (place := next(places)) < len(parts):
             results[place] = kernel(*parts[place])
 
-    try:
-        helpers = [_executor(threads - 1).submit(work) for _ in range(threads - 1)]
-    except RuntimeError:  # the interpreter is shutting down
-        helpers = []
+    turns = _handed_out(work, threads - 1)
     try:
         work()
     finally:
-        # A helper that never got a core has nothing left to do; one that works is waited for, as it writes.
-        waiting = [helper for helper in helpers if not helper.cancel()]
-        errors = [helper.exception() for helper in waiting]
+        errors = [turn.end() for turn in turns]
     for error in errors:
         if error is not None:
             raise error
     return results  # type: ignore[return-value]
 
 
-def _executor(workers: int) -> ThreadPoolExecutor:
-    global _pool, _workers
-    with _lock:
-        if _pool is None or _workers < workers:
-            if _pool is not None:
-                _pool.shutdown(wait=False)
-            _pool, _workers = ThreadPoolExecutor(workers, thread_name_prefix="kernels of lowland"), workers
-        return _pool
+class _Turn:
+    """One helper's share of a pass: called off if no helper has begun it when the caller is done, else waited for.
+
+    A future of the standard library costs as much as the pass over a small model.
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._error: BaseException | None = None
+        self._begun, self._done = threading.Lock(), threading.Lock()
+        self._done.acquire()
+
+    def take(self) -> None:
+        if self._begun.acquire(blocking=False):
+            try:
+                self._work()
+            except BaseException as error:
+                self._error = error
+            finally:
+                self._done.release()
+
+    def end(self) -> BaseException | None:
+        """Call it off, or wait for its end, as it writes; return what it raised."""
+        if not self._begun.acquire(blocking=False):
+            self._done.acquire()
+        return self._error
+
+
+_turns: SimpleQueue[_Turn] = SimpleQueue()
+_helpers = 0
+_lock = threading.Lock()
+
+
+def _handed_out(work: Callable[[], None], helpers: int) -> list[_Turn]:
+    global _helpers
+    if _helpers < helpers:
+        with _lock:
+            try:
+                while _helpers < helpers:
+                    threading.Thread(target=_help, args=(_turns,), name="kernels of lowland", daemon=True).start()
+                    _helpers += 1
+            except RuntimeError:  # the interpreter is shutting down, or the system has no more threads
+                pass
+    turns = [_Turn(work) for _ in range(min(helpers, _helpers))]
+    for turn in turns:
+        _turns.put(turn)
+    return turns
+
+
+def _help(turns: SimpleQueue[_Turn]) -> None:
+    while True:
+        turns.get().take()
 
 
 def _forget() -> None:
-    """In a forked child the pool's threads do not exist, and the lock may be held by one that did."""
-    global _pool, _workers, _lock
-    _pool, _workers, _lock = None, 0, threading.Lock()
+    """In a forked child the helpers do not exist, and the lock may be held by one thread that did."""
+    global _turns, _helpers, _lock
+    _turns, _helpers, _lock = SimpleQueue(), 0, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
