@@ -7,6 +7,10 @@ shapes: 1M (a ResNet-20 of width 32), lora (24 layers, q k v o, A 8x1024 and B 1
 Ours refuse what is not finite, which reads the weights once more; the rows "no check" leave that out, as all peers do.
 What one read costs alone is the row of torch.aminmax.
 
+Many small tensors have a limit of their own: loops in C over a table of their addresses that is ready (`pointers.py`),
+with no Python, no model and no check around them. They are held against updates of lora back to back, when everything
+lies in the cache, and after other memory has been walked, as between the steps of a training run.
+
 SWAG has two phases: while a column is free, and when the oldest deviation is overwritten. Both are timed; the slower
 one counts. Peers' columns are set directly, so that they are full from the start. At 110M the SWAGs do not fit in
 memory together: in each round every one is built, timed and freed, in random order.
@@ -23,6 +27,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pointers
 import torch
 from harness import Row, arguments, compare, peak_extra, peer, triad, write
 from torch import nn
@@ -134,16 +139,19 @@ def updating(update: Callable[[nn.Module], object], model: nn.Module) -> Callabl
     return lambda: update(model)
 
 
-def means(model: nn.Module, troubles: dict[str, str], fast_only: bool = False) -> dict[str, Callable[[], object]]:
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
-
-    found: dict[str, Callable[[], object]] = {
+def own_means(model: nn.Module) -> dict[str, Callable[[], object]]:
+    return {
         "lowland SWA": updating(SWA().update, model),
         "lowland EMA": updating(EMA(DECAY).update, model),
         "lowland SWA, no check": updating(SWA(check_finite=False).update, model),
         "lowland EMA, no check": updating(EMA(DECAY, check_finite=False).update, model),
-        "lowland SWA, plain torch": plain(updating(SWA().update, model)),
     }
+
+
+def means(model: nn.Module, troubles: dict[str, str], fast_only: bool = False) -> dict[str, Callable[[], object]]:
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
+
+    found = own_means(model) | {"lowland SWA, plain torch": plain(updating(SWA().update, model))}
     if fast_only:  # what takes seconds at 1 GB is left out there, and what is the same call again
         del found["lowland EMA"], found["lowland EMA, no check"]
     else:
@@ -314,6 +322,38 @@ def large(name: str, model: nn.Module, troubles: dict[str, str], rounds: int) ->
     return tables
 
 
+ELSEWHERE = 1 << 26  # floats: more than any cache holds
+LORA_TABLES = tuple(f"lora: beside C loops, {when}" for when in ("back to back", "after other memory was walked"))
+LOOPS = {"mean": "C loop, mean", "column": "C loop, SWAG with columns free", "evict": "C loop, SWAG with columns full"}
+
+
+def beside_loops(model: nn.Module, rounds: int) -> dict[str, list[Row]]:
+    """Our updates of many small tensors beside C loops over a table of their addresses."""
+    loops = pointers.loops(dict(model.named_parameters()), RANK)
+    alone = dict.fromkeys(PEERS, "left out here")
+    own = gaussians(model, alone, large=True)[0]() | own_means(model)
+    contenders: dict[str, Callable[[], object]] = {LOOPS[name]: loop for name, loop in loops.items()}
+    contenders |= {name: update for name, update in own.items() if "plain" not in name}
+    limit = triad(size_of(model))
+    vectors = dict.fromkeys((name for name in contenders if "SWAG" not in name), 3.0)
+    other = torch.zeros(ELSEWHERE)
+
+    def walk() -> None:
+        other.add_(1.0)
+
+    return {
+        LORA_TABLES[0]: compare(contenders, limit=limit, vectors=vectors, rounds=rounds, window=0.02),
+        LORA_TABLES[1]: compare(
+            contenders,
+            limit=limit,
+            vectors=vectors,
+            prepare=dict.fromkeys(contenders, walk),
+            rounds=5 * rounds,
+            calls=1,
+        ),
+    }
+
+
 def dtypes(rounds: int) -> list[Row]:
     """ResNet-50 in half precision: 2 bytes of weights are read, the averages stay float32."""
     contenders: dict[str, Callable[[], object]] = {}
@@ -401,6 +441,16 @@ def checks(tables: dict[str, Any], memory: list[dict[str, object]]) -> list[tupl
         other = row(table, "swa-gaussian collect_model, no check")
         add(f"SWAG at {size}, the slower phase, over the limit", limit, worst.limit or 0.0)
         add(f"official collect_model at {size} over it", ratio, other.over(worst), False)
+    for where in LORA_TABLES:
+        held = {known.name for known in tables[where]}
+        for names, loop, most in (
+            (("SWA", "EMA", "SWA, no check", "EMA, no check"), "mean", 2.0),
+            (("SWAG, columns free",), "column", 1.7),
+            (("SWAG, columns full", "SWAG, columns full, no check"), "evict", 1.7),
+        ):
+            for name in names if LOOPS[loop] in held else ():
+                ratio = row(where, f"lowland {name}").over(row(where, LOOPS[loop]))
+                add(f"{name} at {where.replace('lora: beside C loops', 'lora over its C loop')}", most, ratio)
     for size in ("25M", "110M"):
         table = f"{size}: mean"
         peers = [r for r in tables[table] if r.name.startswith(("torch Av", "timm", "ema-pytorch"))]
@@ -433,6 +483,7 @@ if __name__ == "__main__":
     tables: dict[str, Any] = {}
     tables["192 tensors of 8 elements"] = overhead(tiny, troubles, rounds + 2)
     tables |= small_or_middle("lora", adapters, troubles, rounds)
+    tables |= beside_loops(adapters, rounds)
     tables |= small_or_middle("1M", small, troubles, rounds)
     del tiny, adapters, small
     middle = nested(resnet50())

@@ -273,3 +273,23 @@ def test_draws_are_refused_at_the_call() -> None:
         collected(3).draws(0)
     with pytest.raises(RuntimeError, match="SWAG has no weights yet"):
         SWAG().draws(2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("place", [0, 70_000, 200_000])
+@pytest.mark.parametrize("part", ["mean", "base", "columns"])
+def test_one_number_that_is_not_finite_is_found_wherever_it_lies(dtype: torch.dtype, place: int, part: str) -> None:
+    sizes = {"a": 3, "large": 200_001, "z": 64}
+    statistics = {
+        "mean": {name: torch.zeros(size) for name, size in sizes.items()},
+        "base": {name: torch.ones(size) for name, size in sizes.items()},
+        "columns": {name: torch.zeros(2, size) for name, size in sizes.items()},
+    }
+    gaussian = Gaussian(**statistics, terms=(0.0, 1.0))
+    out = {name: torch.zeros(2, size, dtype=dtype) for name, size in sizes.items()}
+    draw(gaussian, 5, range(2), out, finite=True)
+    statistics[part]["large"].view(-1, sizes["large"])[-1, place] = float("inf")
+    with pytest.raises(ValueError, match="draws of large are not finite"):
+        draw(gaussian, 5, range(2), out, finite=True)
+    draw(gaussian, 5, range(2), out)
+    assert not out["large"][0, place].isfinite() and out["z"].isfinite().all()

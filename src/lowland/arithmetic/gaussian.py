@@ -14,7 +14,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,8 +53,7 @@ class Gaussian:
     block: bool = False
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """One tensor on this rank: local parts, row-major, with no elements elsewhere."""
 
     mean: Tensor  # (*shape)
@@ -64,6 +63,7 @@ class _Part:
     number: int
     runs: list[Run]
     name: str
+    copied: bool  # whether the mean's memory was not row-major
 
 
 @torch.no_grad()
@@ -104,7 +104,7 @@ def draw(
             _by_triton(gaussian, key, draws, part)
         elif not _suits_kernel(part):
             _by_torch(gaussian, key, draws, part)
-        elif part.mean.data_ptr() != shards.local(gaussian.mean[name]).data_ptr():
+        elif part.copied:
             _by_kernel(gaussian, key, draws, [part], finite)  # at once, so that one copy is held at a time
             continue
         else:
@@ -188,7 +188,8 @@ def _part(gaussian: Gaussian, name: str, target: Tensor, number: int) -> _Part:
     else:
         own, base, target, runs = shards.local(mean), shards.local(base), shards.local(target), shards.runs(mean)
         columns = None if columns is None else shards.local(columns)
-    columns = None if columns is None else columns[: len(gaussian.terms)]
+    if columns is not None and len(columns) != len(gaussian.terms):
+        columns = columns[: len(gaussian.terms)]
     # What follows walks all of them by address.
     if base.shape != own.shape or base.device != own.device or own.is_meta:
         raise ValueError(f"the base of {name} must be like its mean, {_said(own)}, got {_said(base)}")
@@ -197,9 +198,10 @@ def _part(gaussian: Gaussian, name: str, target: Tensor, number: int) -> _Part:
             raise ValueError(
                 f"{name} needs {len(gaussian.terms)} columns like its mean, {_said(own)}, got {_said(columns)}"
             )
-        if columns.numel() and not columns[0].is_contiguous():
+        if not columns.is_contiguous() and columns.numel() and not columns[0].is_contiguous():
             columns = columns.contiguous()
-    return _Part(own.contiguous(), base.contiguous(), columns, target, number, runs, name)
+    plain = own.contiguous()
+    return _Part(plain, base.contiguous(), columns, target, number, runs, name, plain is not own)
 
 
 def _said(tensor: Tensor) -> str:
@@ -208,7 +210,7 @@ def _said(tensor: Tensor) -> str:
 
 def _suits_kernel(part: _Part) -> bool:
     return (
-        part.mean.device.type == "cpu"
+        part.mean.is_cpu
         and part.mean.dtype == part.base.dtype == torch.float32
         and (part.columns is None or part.columns.dtype in NATIVE)
         and part.target.dtype in NATIVE
@@ -273,7 +275,7 @@ def _normals(
 
 def _suits_triton(part: _Part) -> bool:
     return (
-        part.mean.device.type == "cuda"
+        part.mean.is_cuda
         and part.mean.dtype == part.base.dtype == torch.float32
         and importlib.util.find_spec("triton") is not None
     )
@@ -332,27 +334,12 @@ def _by_kernel(gaussian: Gaussian, key: int, draws: range, parts: list[_Part], f
             np.float32(gaussian.low_rank),
             narrow_columns,
             narrow_targets,
+            finite,
         )
-        shares = list(_shares(table[:, -1].tolist()))
-        kernels.run(fast.draw, [(table, first, last, *common) for first, last in shares])
-        if finite:
-            bad = _not_finite(table, shares, narrow_targets)
-            if bad is not None:
-                raise _overflowing(owners[bad])
-
-
-def _not_finite(table: Any, shares: list[tuple[int, int]], narrow: bool) -> int | None:
-    """The first row of the table whose first draw holds a number that is not finite."""
-    import numpy as np
-
-    from .kernels import updates
-
-    kind = updates.BFLOAT16 if narrow else updates.FLOAT32
-    rows, blocks = np.zeros((len(table), 6), np.int64), np.zeros((len(table), 3), np.int64)
-    rows[:, 0], rows[:, 1] = kind, table[:, 4]
-    blocks[:, 0], blocks[:, 2] = np.arange(len(table)), table[:, 8]
-    found = kernels.run(updates.first_bad, [(*share, blocks, rows, updates.EXPONENTS) for share in shares])
-    return min((row for row in found if row >= 0), default=None)
+        shares = _shares([piece[-1] for piece in pieces])
+        bad = [row for row in kernels.run(fast.draw, [(table, *share, *common) for share in shares]) if row >= 0]
+        if bad:
+            raise _overflowing(owners[min(bad)])
 
 
 def _pieces(part: _Part) -> Iterator[tuple[int, ...]]:
@@ -367,9 +354,9 @@ def _pieces(part: _Part) -> Iterator[tuple[int, ...]]:
     for begin, local, length in part.runs:
         for low in range(begin // PIECE * PIECE, begin + length, PIECE):
             a, b = max(low, begin), min(low + PIECE, begin + length)
-            at = local + a - begin
-            places = (mean + 4 * at, base + 4 * at, columns + wide * at, pitch, target + out * at, stride)
-            yield (*places, part.number, a, b - a)
+            c, d = 4 * (local + a - begin), out * (local + a - begin)
+            at = columns + wide * (local + a - begin)
+            yield mean + c, base + c, at, pitch, target + d, stride, part.number, a, b - a
 
 
 def _shares(lengths: list[int]) -> Iterator[tuple[int, int]]:

@@ -14,11 +14,11 @@ import numpy as np
 from llvmlite import ir
 from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.core import cgutils as _untyped
-from numba.extending import intrinsic
 
 from ..philox import BLOCKS, COS, GROUP, LOG, MASK, MINUS_2_LOG_2, MULTIPLIERS, ROOT_HALF_BITS, ROUNDS, SIN, WEYL
+from .addresses import intrinsic, pointer
+from .updates import BFLOAT16, EXPONENTS, FLOAT32, largest
 
-_intrinsic: Any = intrinsic
 cgutils: Any = _untyped
 
 CHUNK = 512  # elements whose statistics are held in a core's own cache while all draws are made
@@ -135,7 +135,7 @@ def _store_bfloat16(builder: Any, value: Any, address: Any, offset: int) -> None
     builder.store(builder.trunc(rounded, _SHORTS), _at(builder, address, _SHORTS, offset), align=2)
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
+@intrinsic  # type: ignore[untyped-decorator]
 def _normals64(typingctx: Any, target: Any, k0: Any, k1: Any, block: Any, draw: Any, tensor: Any) -> Any:
     """Write the 64 normals of 16 blocks to the float32 address `target`."""
 
@@ -148,7 +148,7 @@ def _normals64(typingctx: Any, target: Any, k0: Any, k1: Any, block: Any, draw: 
     return types.void(*[types.int64] * 6), codegen
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
+@intrinsic  # type: ignore[untyped-decorator]
 def _draw64(
     typingctx: Any,
     target: Any,
@@ -193,17 +193,7 @@ def _draw64(
     return types.void(*[types.int64] * 13), codegen
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
-def _pointer(typingctx: Any, address: Any) -> Any:
-    """An address as a pointer for `carray`."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.int64), codegen
-
-
-@_intrinsic  # type: ignore[untyped-decorator]
+@intrinsic  # type: ignore[untyped-decorator]
 def _prefetch(typingctx: Any, address: Any) -> Any:
     """Ask for the line at an address, which need not be one of ours."""
 
@@ -243,7 +233,7 @@ def normals(
             else:
                 _normals64(aside.ctypes.data, k0, k1, number, first_draw + draw, tensor)
                 a, b = max(position, start), min(position + GROUP, stop)
-                whole = carray(_pointer(row), (length,), np.float32)
+                whole = carray(pointer(row), (length,), np.float32)
                 for element in range(a, b):
                     whole[element - start] = aside[element - position]
 
@@ -264,10 +254,10 @@ def _statistics(
 ) -> None:
     """Bring `count` elements from `local` on into the scratch: means, standard deviations, columns in float32."""
     held = len(terms)
-    means = carray(_pointer(scratch + 4 * place), (count,), np.float32)
-    spread = carray(_pointer(scratch + 4 * (CHUNK + place)), (count,), np.float32)
-    source = carray(_pointer(mean + 4 * local), (count,), np.float32)
-    squares = carray(_pointer(base + 4 * local), (count,), np.float32)
+    means = carray(pointer(scratch + 4 * place), (count,), np.float32)
+    spread = carray(pointer(scratch + 4 * (CHUNK + place)), (count,), np.float32)
+    source = carray(pointer(mean + 4 * local), (count,), np.float32)
+    squares = carray(pointer(base + 4 * local), (count,), np.float32)
     for j in range(count):
         means[j] = source[j]
         spread[j] = squares[j]
@@ -277,14 +267,14 @@ def _statistics(
         ahead = columns + c * pitch + size * (local + count)
         for line in range(0, size * CHUNK, 64):
             _prefetch(ahead + line)
-        column = carray(_pointer(at), (count,), np.float32)
+        column = carray(pointer(at), (count,), np.float32)
         if narrow:
-            bits = carray(_pointer(at), (count,), np.uint32)
-            short = carray(_pointer(columns + c * pitch + 2 * local), (count,), np.uint16)
+            bits = carray(pointer(at), (count,), np.uint32)
+            short = carray(pointer(columns + c * pitch + 2 * local), (count,), np.uint16)
             for j in range(count):
                 bits[j] = np.uint32(short[j]) << np.uint32(16)
         else:
-            full = carray(_pointer(columns + c * pitch + 4 * local), (count,), np.float32)
+            full = carray(pointer(columns + c * pitch + 4 * local), (count,), np.float32)
             for j in range(count):
                 column[j] = full[j]
         term = terms[c]
@@ -310,8 +300,9 @@ def draw(
     block_scale: float,
     narrow_columns: bool,
     narrow_targets: bool,
-) -> None:
-    """Make the draws of the pieces `first` to `last`.
+    finite: bool,
+) -> int:
+    """Make the draws of the pieces `first` to `last`; return the first whose first draw is not finite, or -1.
 
     Args:
         rows: (pieces, FIELDS) addresses, pitches in bytes, the tensor's number, the first element in the whole tensor
@@ -320,7 +311,10 @@ def draw(
         ratio: float32, multiplies the second moment.
         z2: (draws, k) float32, already scaled; (0, k) draws it anew for each tensor.
         block_scale: float32, scales those.
+        finite: look whether the first draw is finite, while it is in a core's own cache.
     """
+    bad = -1
+    kind = BFLOAT16 if narrow_targets else FLOAT32
     held = len(terms)
     block = len(z2) < draws
     memory = np.empty((held + 2) * CHUNK + GROUP + 16, np.float32)
@@ -366,13 +360,16 @@ def draw(
                     if not whole:
                         c, d = max(position, a), min(position + GROUP, b)
                         if narrow_targets:
-                            shorts = carray(_pointer(target + i * stride), (length,), np.uint16)
-                            made = carray(_pointer(aside), (GROUP,), np.uint16)
+                            shorts = carray(pointer(target + i * stride), (length,), np.uint16)
+                            made = carray(pointer(aside), (GROUP,), np.uint16)
                             for element in range(c, d):
                                 shorts[element - start] = made[element - position]
                         else:
-                            floats = carray(_pointer(target + i * stride), (length,), np.float32)
-                            values = carray(_pointer(aside), (GROUP,), np.float32)
+                            floats = carray(pointer(target + i * stride), (length,), np.float32)
+                            values = carray(pointer(aside), (GROUP,), np.float32)
                             for element in range(c, d):
                                 floats[element - start] = values[element - position]
+            if finite and bad < 0 and largest(kind, b - a, target + size * (a - start)) >= EXPONENTS[kind]:
+                bad = piece
     memory[0] = 0.0  # numba frees an array after its last use, and the addresses above are no use of it
+    return bad

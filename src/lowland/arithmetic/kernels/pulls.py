@@ -9,27 +9,12 @@ Entries say what is done: (tensor, first, stop) in elements of float32; addresse
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import carray, njit, types  # type: ignore[attr-defined]
-from numba.core import cgutils as _untyped
-from numba.extending import intrinsic
+from numba import carray, njit  # type: ignore[attr-defined]
 
-_intrinsic: Any = intrinsic
-cgutils: Any = _untyped
+from .addresses import pointer
 
 BLOCK = 1024  # elements: of a handful of members in float32 they fit in a first cache
-
-
-@_intrinsic  # type: ignore[untyped-decorator]
-def _pointer(typingctx: Any, address: Any) -> Any:
-    """An address as a pointer for `carray`."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.int64), codegen
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
@@ -43,17 +28,17 @@ def pull(addresses, entries, weight):  # type: ignore[no-untyped-def]
         tensor, first, stop = entries[entry]
         for begin in range(first, stop, BLOCK):
             size = min(BLOCK, stop - begin)
-            own = carray(_pointer(addresses[tensor, 0] + 4 * begin), size, np.float32)
+            own = carray(pointer(addresses[tensor, 0] + 4 * begin), size, np.float32)
             for i in range(size):
                 mean[i] = own[i]
             for place in range(1, members):
-                own = carray(_pointer(addresses[tensor, place] + 4 * begin), size, np.float32)
+                own = carray(pointer(addresses[tensor, place] + 4 * begin), size, np.float32)
                 for i in range(size):
                     mean[i] += own[i]
             for i in range(size):
                 mean[i] /= count
             for place in range(members):
-                own = carray(_pointer(addresses[tensor, place] + 4 * begin), size, np.float32)
+                own = carray(pointer(addresses[tensor, place] + 4 * begin), size, np.float32)
                 if weight == 1.0:
                     for i in range(size):
                         own[i] = mean[i]
@@ -71,7 +56,7 @@ def finite(addresses, entries):  # type: ignore[no-untyped-def]
     for entry in range(len(entries)):
         tensor, first, stop = entries[entry]
         for place in range(addresses.shape[1]):
-            own = carray(_pointer(addresses[tensor, place] + 4 * first), stop - first, np.int32)
+            own = carray(pointer(addresses[tensor, place] + 4 * first), stop - first, np.int32)
             largest = np.int32(0)
             for i in range(stop - first):
                 largest = max(largest, own[i] & np.int32(0x7FFFFFFF))

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.core import cgutils as untyped_cgutils
-from numba.extending import intrinsic
+
+from .addresses import intrinsic, pointer
 
 cgutils: Any = untyped_cgutils
 
@@ -166,67 +167,26 @@ def _absorb_block(typing: Any, mode: Any, kind: Any, n: Any, w: Any, m: Any, b: 
     return types.void(mode, kind, n, w, m, b, c, x, f), generate
 
 
-def _largest_field(typing: Any, kind: Any, n: Any, w: Any) -> Any:
-    """The largest exponent field of a block: all ones if and only if a number is not finite."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        kind, n, address = args
-        result = cgutils.alloca_once_value(builder, ir.Constant(ir.IntType(64), 0))
-        after = builder.append_basic_block("after")
-        choice = builder.switch(kind, after)
-        for number in range(len(SIZES)):
-            block = builder.append_basic_block(f"case{number}")
-            choice.add_case(ir.Constant(kind.type, number), block)
-            builder.position_at_end(block)
-            _largest(builder, number, n, address, result)
-            builder.branch(after)
-        builder.position_at_end(after)
-        return builder.load(result)
-
-    return types.int64(kind, n, w), generate
+_absorb = intrinsic(_absorb_block)
 
 
-def _largest(builder: ir.IRBuilder, kind: int, n: ir.Value, address: ir.Value, result: ir.Value) -> None:
-    word, bits = n.type, 8 * SIZES[kind]
-    element = ir.IntType(bits)
-    lanes = 64 // SIZES[kind]  # of 64 bytes
-    wide = ir.VectorType(element, lanes)
-    times = 4
-    sums = [cgutils.alloca_once(builder, wide) for _ in range(times)]
-    for place in sums:
-        builder.store(ir.Constant(wide, [0] * lanes), place)
-    last = cgutils.alloca_once(builder, element)
-    builder.store(ir.Constant(element, 0), last)
-    mask = ir.Constant(wide, [EXPONENTS[kind]] * lanes)
-
-    def larger(place: ir.Value, at: ir.Value, kindof: ir.Type, only: ir.Value) -> None:
-        loaded = builder.load(builder.inttoptr(at, kindof.as_pointer()), align=SIZES[kind])
-        field, old = builder.and_(loaded, only), builder.load(place)
-        builder.store(builder.select(builder.icmp_unsigned(">", field, old), field, old), place)
-
-    # Two streams, from the middle as well: a core then keeps more reads in flight.
-    half = builder.and_(builder.lshr(n, ir.Constant(word, 1)), ir.Constant(word, -lanes * times // 2))
-    stop = builder.add(half, half)
-    step = ir.Constant(word, lanes * times // 2)
-    with cgutils.for_range_slice(builder, ir.Constant(word, 0), half, step, word) as (i, _):
-        for turn, place in enumerate(sums):
-            start = builder.add(i, half) if turn % 2 else i
-            offset = builder.add(start, ir.Constant(word, turn // 2 * lanes))
-            larger(place, builder.add(address, builder.mul(offset, ir.Constant(word, SIZES[kind]))), wide, mask)
-    with cgutils.for_range_slice(builder, stop, n, ir.Constant(word, 1), word) as (i, _):
-        offset = builder.mul(i, ir.Constant(word, SIZES[kind]))
-        larger(last, builder.add(address, offset), element, ir.Constant(element, EXPONENTS[kind]))
-    for place in sums:
-        vector = builder.load(place)
-        for lane in range(lanes):
-            one, old = builder.extract_element(vector, ir.Constant(ir.IntType(32), lane)), builder.load(last)
-            builder.store(builder.select(builder.icmp_unsigned(">", one, old), one, old), last)
-    builder.store(builder.zext(builder.load(last), ir.IntType(64)), result)
-
-
-# As a call of these is typed by numba alone.
-_absorb: Any = intrinsic(_absorb_block)
-_extreme: Any = intrinsic(_largest_field)
+@njit(cache=True, nogil=True)
+def largest(kind: int, n: int, address: int) -> int:
+    """Return the largest exponent field of n numbers: all ones if and only if one of them is not finite."""
+    if kind == FLOAT32:
+        words = carray(pointer(address), (n,), np.uint32)
+        word = np.uint32(0)
+        for i in range(n):
+            word = max(word, words[i] & np.uint32(EXPONENTS[FLOAT32]))
+        return int(word)
+    shorts, mask = carray(pointer(address), (n,), np.uint16), np.uint16(EXPONENTS[kind])
+    one, two, half = np.uint16(0), np.uint16(0), n // 2
+    others = shorts[half:]
+    for i in range(half):  # from two places: one alone waits for itself
+        one, two = max(one, np.uint16(shorts[i] & mask)), max(two, np.uint16(others[i] & mask))
+    if n % 2:
+        two = max(two, np.uint16(others[half] & mask))
+    return int(max(one, two))
 
 
 @njit(cache=True, nogil=True)
@@ -268,6 +228,6 @@ def first_bad(first: int, last: int, blocks: Any, tensors: Any, fields: tuple[in
         row, start, length = blocks[number]
         kind = tensors[row, 0]
         address = tensors[row, 1] + start * (4 if kind == FLOAT32 else 2)
-        if _extreme(kind, length, address) >= fields[kind]:
+        if largest(kind, length, address) >= fields[kind]:
             return int(row)
     return -1
