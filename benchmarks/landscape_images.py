@@ -177,38 +177,42 @@ def _last(x: Tensor) -> Tensor:
 
 
 def cell_of(study: Any, cell: Cell, regime: Regime, first: bool) -> None:
-    """Measure everything of one network and one seed, unless it is done."""
+    """Measure what is missing of one network and one seed."""
     folder = home_of(regime, cell.model, cell.seed)
-    if (folder / "numbers.json").exists():
+    file = folder / "numbers.json"
+    numbers = json.loads(file.read_text()) if file.exists() else {}
+    missing = [name for name in SOLUTIONS if name not in numbers.get("norm", {})]
+    if not missing:
         return
-    begun = time.process_time()
 
     def told(what: str) -> None:
         print(f"{regime.name} {cell.name}: {what}, {time.process_time() - begun:.0f} CPU seconds", flush=True)
 
+    begun = time.process_time()
     m = Measuring(study, cell, regime)
+    m.numbers = numbers
     found = trained(study, cell, m.images, folder)
     told("trained")
     begun = time.process_time()
-    for name in SOLUTIONS:
+    for name in missing:
         m.solution(name, found[name])
     print({n: [round(v["train error"], 4), round(v["test error"], 4)] for n, v in m.numbers["whole"].items()})
     for other in ("SGD", "SGD 1.5"):
-        m.along(other, found)
-    told("lines")
+        if f"line {other}" not in numbers:
+            m.along(other, found)
+            told(f"line to {other}")
     if regime.measured:
-        for name in SOLUTIONS:
+        for name in missing:
             m.widths(name, found[name])
             told(name)
-        if first:
+        if first and not (folder / "plane.safetensors").exists():
             m.plane(found)
             told("plane")
-    m.numbers["seconds"] = {
-        "training": json.loads((folder / "training.json").read_text())["seconds"],
-        "measuring": time.process_time() - begun,
-    }
+    training = json.loads((folder / "training.json").read_text())["seconds"]
+    before = numbers.get("seconds", {}).get("measuring", 0.0)
+    m.numbers["seconds"] = {"training": training, "measuring": before + time.process_time() - begun}
     m.numbers["parameters"] = sum(p.numel() for p in m.model.parameters())
-    (folder / "numbers.json").write_text(json.dumps(m.numbers))
+    file.write_text(json.dumps(m.numbers))
 
 
 def main() -> None:

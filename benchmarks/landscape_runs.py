@@ -54,7 +54,7 @@ REGIMES = {
         Regime("augmented", 5000, 40, "usual", measured=False, seeds=3),
     )
 }
-SOLUTIONS = {"SGD": 1.0, "SGD 1.5": 1.5, "SWA 1.5": 1.5}  # and their budgets
+SOLUTIONS = {"SGD": 1.0, "SGD 1.5": 1.5, "SWA 1.5": 1.5, "last of SWA's run": 1.5}  # and their budgets
 
 
 def study_of(regime: Regime, path: str, model: str, base: float, swa: float) -> Any:
@@ -111,9 +111,10 @@ def along_swa(study: Any, run: Trajectory, more: Callable[[int], None] | None = 
 
 def trained(study: Any, cell: Cell, images: Any, folder: Path) -> dict[str, Weights]:
     """The solutions and three iterates of SWA's run, read where they were kept."""
-    names = (*SOLUTIONS, "iterate 1", "iterate 2", "iterate 3")
+    names = ("SGD", "SGD 1.5", "SWA 1.5", "iterate 1", "iterate 2", "iterate 3")
     if all((folder / f"{name}.safetensors").exists() for name in names):
-        return {name: load(folder / f"{name}.safetensors") for name in names}
+        found: dict[str, Weights] = {name: load(folder / f"{name}.safetensors") for name in names}
+        return found | {"last of SWA's run": found["iterate 3"]}
     folder.mkdir(parents=True, exist_ok=True)
     begun = time.process_time()
     run = started(study, cell, images)
@@ -121,7 +122,7 @@ def trained(study: Any, cell: Cell, images: Any, folder: Path) -> dict[str, Weig
     plain, long = sgd_schedule(study, steps), sgd_schedule(study, steps, 1.5)
     averaged = swa_schedule(study, cell.model, steps)
     leave = {name: shared_epochs(plain, other, steps, budget) for name, other in (("long", long), ("swa", averaged))}
-    found: dict[str, Weights] = {}
+    found = {}
     states: dict[int, Any] = {}
 
     def keep(epoch: int) -> None:
@@ -143,7 +144,7 @@ def trained(study: Any, cell: Cell, images: Any, folder: Path) -> dict[str, Weig
     for name, weights in found.items():
         save(weights, folder / f"{name}.safetensors")
     (folder / "training.json").write_text(json.dumps({"seconds": time.process_time() - begun}))
-    return found
+    return found | {"last of SWA's run": found["iterate 3"]}
 
 
 def tuned(regime: Regime, path: str, model: str) -> list[Row]:

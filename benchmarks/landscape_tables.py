@@ -118,6 +118,7 @@ def report(regimes: list[Regime], networks: list[str], seeds: list[int], path: s
         "SGD took 1 budget, SGD 1.5 and SWA 1.5 (from .75 on) took 1.5. Rates are those with the highest accuracy on "
         f"1000 validation images of seed {TUNING_SEED}, ties by NLL: base of {BASES} by SGD, which SGD 1.5 takes over, "
         f"then SWA of {SWAS} by SWA 1.5. No test image was used for a choice.",
+        "The last of SWA's run is the weights that were averaged last, at the SWA rate: what averaging does beside it.",
         "Train loss with decay: what training minimises, with half the weight decay times the squared norm.",
     ]
     for regime in regimes:
@@ -125,7 +126,7 @@ def report(regimes: list[Regime], networks: list[str], seeds: list[int], path: s
         notes.append(f"{regime.name}: {regime.train} training images, {augmented}; a budget is {regime.epochs} epochs.")
         for model in networks:
             folders = [home_of(regime, model, seed) for seed in seeds]
-            done = [f for f in folders if (f / "numbers.json").exists()]
+            done = [f for f in folders if _whole(f)]
             if not done:
                 notes.append(f"{model}, {regime.name}: no cell has been run.")
                 continue
@@ -146,11 +147,17 @@ def report(regimes: list[Regime], networks: list[str], seeds: list[int], path: s
             tables[f"{title}: the solutions"] = solutions(rows)
             tables[f"{title}: SWA less SGD on test images"] = accuracies(rows)
             if regime.measured:
-                for other in ("SGD 1.5", "SGD"):
+                for other in ("SGD 1.5", "SGD", "last of SWA's run"):
                     tables[f"{title}: SWA beside {other}"] = widths(rows, other)
                 drawn(model, regime, done)
             tables[f"{title}: the line from SWA (0) to SGD (1)"] = minima(rows)
     write("landscape_images", "How wide SGD and SWA are, and where their minima lie", tables, notes)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether all solutions of a cell are measured."""
+    file = folder / "numbers.json"
+    return file.exists() and set(json.loads(file.read_text())["norm"]) >= set(SOLUTIONS)
 
 
 def drawn(model: str, regime: Regime, done: list[Path]) -> None:

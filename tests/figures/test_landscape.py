@@ -95,6 +95,21 @@ def test_png_and_svg_files(tmp_path: Path, dark: bool) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rays.png", "rays.svg"]
 
 
+def test_an_svg_file_has_dark_colours_for_a_dark_page(tmp_path: Path) -> None:
+    text = drawings()[2].write(tmp_path / "rays.svg").read_text()
+    (dark,) = re.findall(r"@media \(prefers-color-scheme: dark\) \{ svg\.plot \{ ([^}]*) \}", text)
+    used = set(re.findall(r"var\((--\w+),", text))
+    assert used and used <= set(re.findall(r"(--\w+):", dark))
+    assert ElementTree.fromstring(text).tag.endswith("svg")
+    assert "prefers-color-scheme" not in drawings()[2].svg("f")  # within a page the page says which
+
+
+def test_a_line_over_many_magnitudes_has_a_logarithmic_axis() -> None:
+    walk = Walk((0.0, 0.5, 1.0), {"train loss": (1e-4, 0.5, 30.0), "test error": (0.3, 0.2, 0.1)}, (1.0, 1.0))
+    marks = re.findall(r">([^<>]*)</text>", line_drawing({"": walk}, "train loss", "test error").svg("f"))
+    assert {"0.001", "0.1", "10"} <= set(marks) and not any("$" in mark for mark in marks)
+
+
 def test_levels_are_dense_where_values_are_low() -> None:
     levels = levels_of(grid().values["train loss"].numpy())
     assert levels == sorted(levels) and len(set(levels)) == len(levels)

@@ -67,7 +67,8 @@ def plane_drawing(grid: Grid, names: Sequence[str] | None = None, about: Mapping
     )
     marks = "; ".join(f"{name} at ({x:.3g}, {y:.3g})" for name, (x, y) in grid.points.items())
     title = f"{', '.join(shown)} on the plane through {', '.join(grid.points) or 'the origin'}"
-    height = 3.5 * rows + 0.17 * (caption.count("\n") + 1)
+    tall = min(1.0, max(0.4, (grid.y[-1] - grid.y[0]) / (grid.x[-1] - grid.x[0])))  # axes have one scale
+    height = (1.2 + 2.7 * tall) * rows + 0.17 * (caption.count("\n") + 1)
     return Drawing(draw, (4.3 * columns, height), title, f"{title}. {marks}. {lows}. {caption}")
 
 
@@ -79,6 +80,8 @@ def line_drawing(
     ends: tuple[str, str] = ("a", "b"),
 ) -> Drawing:
     """Draw two values along lines, one on each axis, with the lowest place of each marked.
+
+    An axis is logarithmic where its values are above 0 and the highest is a thousand times the lowest or more.
 
     Args:
         walks: by what they are of, such as a seed; several are drawn thin with their mean.
@@ -119,7 +122,12 @@ def line_drawing(
             lowest, value = Walk(t, {name: tuple(mean)}, (1.0,) * (len(t) - 1)).lowest(name)
             side.plot(lowest, value, mark, color=colour, markeredgecolor=look.paper, markersize=8)
             side.set_ylabel(_unit(name), color=colour)
-            side.yaxis.set_major_locator(MaxNLocator(5))
+            if rows.min() > 0 and rows.max() >= 1000 * rows.min():
+                side.set_yscale("log")
+                side.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                side.yaxis.set_minor_formatter(NullFormatter())
+            else:
+                side.yaxis.set_major_locator(MaxNLocator(5))
         for place, label in zip((0.0, 1.0), ends, strict=True):
             ax.axvline(place, color=look.muted, linewidth=0.8, linestyle=":")
             ax.annotate(

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..files.replacing import Replacing
-from .svg import DASHES, GRID, INK, LIGHT, MARKS, MUTED, PAPER, SERIES, STYLE, text_of
+from .svg import DARK, DASHES, GRID, INK, LIGHT, MARKS, MUTED, PAPER, SERIES, STYLE, alone, text_of
 
 DOTS = 200  # an inch, of a PNG
 
@@ -42,13 +42,7 @@ class Look:
 
 MARKED = Look(INK, MUTED, GRID, PAPER, SERIES)
 LIGHT_LOOK = Look(LIGHT[INK], LIGHT[MUTED], LIGHT[GRID], LIGHT[PAPER], tuple(LIGHT[colour] for colour in SERIES))
-DARK_LOOK = Look(
-    "#e8eaed",
-    "#a7b0ba",
-    "#3a4148",
-    "#14171a",
-    ("#5ab4ea", "#ff9248", "#37cfa2", "#e79bc9", "#e3bf4c", "#b9e2fa", "#b3a6ff"),
-)
+DARK_LOOK = Look(DARK[INK], DARK[MUTED], DARK[GRID], DARK[PAPER], tuple(DARK[colour] for colour in SERIES))
 Draw = Callable[[Figure, Look], None]
 
 
@@ -105,10 +99,7 @@ class Drawing:
         """
         path = Path(path)
         if path.suffix == ".svg":
-            alone = self.svg(path.stem).replace(
-                "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1
-            )
-            content = alone.encode()
+            content = alone(self.svg(path.stem)).encode()
         elif path.suffix == ".png":
             content = self.png(dark=dark)
         else:

@@ -24,6 +24,10 @@ DASHES: tuple[str, ...] = ("-", "--", ":")
 LIGHT = {INK: "#1b1f24", MUTED: "#59626d", GRID: "#d5dae0", PAPER: "#ffffff"} | dict(
     zip(SERIES, ("#0072b2", "#d55e00", "#008a64", "#b0508c", "#a67c00", "#2f9fd6", "#6a5acd"), strict=True)
 )
+# The same in a dark page.
+DARK = {INK: "#e8eaed", MUTED: "#a7b0ba", GRID: "#3a4148", PAPER: "#14171a"} | dict(
+    zip(SERIES, ("#5ab4ea", "#ff9248", "#37cfa2", "#e79bc9", "#e3bf4c", "#b9e2fa", "#b3a6ff"), strict=True)
+)
 _NAMES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
     colour: f"--c{i}" for i, colour in enumerate(SERIES)
 }
@@ -79,6 +83,20 @@ def text_of(draw: Callable[[Figure], None], size: tuple[float, float], name: str
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return _clean(plain(file.getvalue()), identifier(name), plain(title), plain(alt))
+
+
+def alone(text: str) -> str:
+    """Return a figure's SVG text as a file of its own, which takes the light or the dark colours that a reader prefers.
+
+    >>> alone('<svg class="plot" viewBox="0 0 1 1"></svg>').split("<style>")[0]
+    '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" class="plot" viewBox="0 0 1 1">'
+    """
+    colours = "; ".join(f"{variable}: {DARK[colour]}" for colour, variable in _NAMES.items())
+    style = f"<style>@media (prefers-color-scheme: dark) {{ svg.plot {{ {colours} }} }}</style>"
+    head, rest = text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1).split(
+        ">", 1
+    )
+    return f"{head}>{style}{rest}"
 
 
 def identifier(name: str) -> str:

@@ -157,7 +157,8 @@ def _need_matplotlib() -> None:
 
 
 def _alone(figure: str, path: str | os.PathLike[str]) -> Path:
-    alone = figure.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1)
+    from .svg import alone  # where matplotlib is
+
     path = Path(path)
-    write_bytes(path, alone.encode())
+    write_bytes(path, alone(figure).encode())
     return path

@@ -25,11 +25,12 @@ def write_path(found: Rows, folder: Path) -> Path:
             importlib.import_module(package)
         except ImportError as error:
             raise ImportError(f"the report needs {package}: pip install 'lowland[plot]'") from error
+    from lowland.figures.svg import alone
+
     from . import templates
 
     figure = path_figure(found)
-    alone = figure.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1)
-    write_bytes(folder / "path.svg", alone.encode())
+    write_bytes(folder / "path.svg", alone(figure).encode())
     page = templates.render("linear_path.html.j2", found=found, figure=Markup(figure))
     write_bytes(folder / "report.html", page.encode())
     return folder / "report.html"
