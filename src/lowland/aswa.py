@@ -62,6 +62,9 @@ class ASWA(Averager):
         level: between 0.5 and 1, such as 0.95; None takes every update that raises the score.
         resamples: of the bootstrap.
         generator: one key is drawn from it here, and kept in the state: a resumed run goes on with the same resamples.
+        select: which tensors of a model are taken; a mapping given to `update` is taken as it is.
+        device: where averages are kept; None: beside the weights.
+        check_finite: refuse an iterate with a NaN or an infinity, by the name of its tensor.
 
     Raises:
         ValueError: the score is no function, an argument is out of range; in `update`, the score is NaN, or

@@ -35,6 +35,9 @@ class BEMA(Averager):
         lag: the age at which the average is taken to begin.
         multiplier: how much older it grows at an update.
         least: no update has a smaller share than this.
+        select: which tensors of a model are taken; a mapping given to `update` is taken as it is.
+        device: where averages are kept; None: beside the weights.
+        check_finite: refuse an iterate with a NaN or an infinity, by the name of its tensor.
 
     Raises:
         ValueError: lag or multiplier is not positive, a power is negative, or least is outside [0, 1].

@@ -130,6 +130,9 @@ class EMA(Averager):
         decay: the share that the average keeps at an update: a number (see `half_life`), or a function of the
             number of updates absorbed so far, from 1: `Warmup`, `Power`, or your own. A state holds the numbers
             of the first three, and of your own function the name only.
+        select: which tensors of a model are taken; a mapping given to `update` is taken as it is.
+        device: where averages are kept; None: beside the weights.
+        check_finite: refuse an iterate with a NaN or an infinity, by the name of its tensor.
 
     Raises:
         ValueError: decay is outside [0, 1]; for a function, in `update`, and nothing is changed then.

@@ -28,6 +28,11 @@ class Snapshots(Averager):
 
     Memory is that of `k` models from the first update on.
 
+    Args:
+        select: which tensors of a model are taken; a mapping given to `update` is taken as it is.
+        device: where averages are kept; None: beside the weights.
+        check_finite: refuse an iterate with a NaN or an infinity, by the name of its tensor.
+
     Raises:
         ValueError: k is not a whole number of at least 1.
 

@@ -19,6 +19,11 @@ class SWA(Averager):
     before using the mean (`refresh_bn`). The first update copies: no initial weights are counted. Other than
     floating-point tensors are copied from the latest update.
 
+    Args:
+        select: which tensors of a model are taken; a mapping given to `update` is taken as it is.
+        device: where averages are kept; None: beside the weights.
+        check_finite: refuse an iterate with a NaN or an infinity, by the name of its tensor.
+
     >>> import torch
     >>> average = SWA()
     >>> for w in ([1.0, 2.0], [3.0, 1.0], [2.0, 5.0], [6.0, 0.0]):

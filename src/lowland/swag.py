@@ -41,6 +41,9 @@ class SWAG(Averager):
     Args:
         rank: how many of the latest deviations are held (the paper's K); 0 keeps the diagonal only.
         deviations_dtype: float32, or bfloat16 for half the memory at a relative error of 1e-3 in the deviations.
+        select: which tensors of a model are taken; a mapping given to `update` is taken as it is.
+        device: where averages are kept; None: beside the weights.
+        check_finite: refuse an iterate with a NaN or an infinity, by the name of its tensor.
 
     Memory, in bytes a parameter: 8 + 4 rank with float32 deviations, 8 + 2 rank with bfloat16. While no deviation
     has been overwritten, `v` follows from float32 deviations, and the slot "evicted" keeps the part of the sum whose

@@ -76,6 +76,9 @@ def mutate(format: Format, home: Path, files: int, seed: int = 0) -> Mutated:
     accepted = refused = 0
     faults: list[str] = []
     log, told = home / "log.txt", home / "told.txt"
+    whole = forked(lambda: format.read(good), log, memory=4 << 30, cpu=120)
+    if whole.code:
+        faults.append(f"{format.name}: an undamaged one is refused: {whole.output[-300:]}")
     numbers = list(range(files))
     while numbers:
         told.write_text("")
@@ -88,7 +91,8 @@ def mutate(format: Format, home: Path, files: int, seed: int = 0) -> Mutated:
                 with told.open("a") as file:
                     file.write(outcome.replace("\n", " ") + "\n")
 
-        ended = forked(job, log, seconds=120, memory=4 << 30)
+        # Seconds of the processor, so that a machine with much to do is not taken for an endless loop.
+        ended = forked(job, log, seconds=3600, memory=4 << 30, cpu=120)
         outcomes = told.read_text().splitlines()
         for place, outcome in enumerate(outcomes):
             accepted += outcome == "accepted"
@@ -324,10 +328,10 @@ def _texts(folder: Path) -> list[Path]:
 
 
 def _read_texts(folder: Path) -> None:
-    from lowland.studies.text.datasets import read_texts
+    from lowland.studies.text.datasets import read_labelled
 
-    read_texts(folder / "texts.csv", "text")
-    read_texts(folder / "texts.jsonl", "text")
+    read_labelled(folder / "texts.csv", "text", "label")
+    read_labelled(folder / "texts.jsonl", "text", "label")
 
 
 def _images(folder: Path) -> list[Path]:

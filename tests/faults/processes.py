@@ -29,6 +29,7 @@ def forked(
     signal_number: int = signal.SIGKILL,
     seconds: float = 120.0,
     memory: int | None = None,
+    cpu: int | None = None,
 ) -> Ended:
     """Run `job` in a child and return how it ended.
 
@@ -37,16 +38,19 @@ def forked(
         kill_after: seconds after which the child gets the signal; None leaves it alone.
         seconds: after which it is killed in any case.
         memory: bytes of address space that the child may take beyond what it starts with.
+        cpu: seconds of the processor that it may take.
     """
-    return ended(begun(job, log, memory=memory), log, kill_after, signal_number, seconds)
+    return ended(begun(job, log, memory=memory, cpu=cpu), log, kill_after, signal_number, seconds)
 
 
-def begun(job: Callable[[], object], log: Path, *, memory: int | None = None, wait: float = 0.0) -> int:
+def begun(
+    job: Callable[[], object], log: Path, *, memory: int | None = None, cpu: int | None = None, wait: float = 0.0
+) -> int:
     """Begin `job` in a child, after `wait` seconds; return the child's number."""
     child = os.fork()
     if not child:
         time.sleep(wait)
-        _in_child(job, log, memory)
+        _in_child(job, log, memory, cpu)
     return child
 
 
@@ -73,7 +77,7 @@ def ended(
     return Ended(os.waitstatus_to_exitcode(status), log.read_text(errors="replace") if log.exists() else "")
 
 
-def _in_child(job: Callable[[], object], log: Path, memory: int | None) -> None:
+def _in_child(job: Callable[[], object], log: Path, memory: int | None, cpu: int | None) -> None:
     code = 70
     try:
         os.setpgid(0, 0)
@@ -86,6 +90,8 @@ def _in_child(job: Callable[[], object], log: Path, memory: int | None) -> None:
         if memory is not None:
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
+        if cpu is not None:
+            resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         job()
         code = 0

@@ -82,8 +82,17 @@ def test_the_harness_sees_what_it_looks_for(tmp_path: Path) -> None:
     def run_code(folder: Path) -> None:
         pickle.loads(mutations.hostile(tmp_path / "toy" / "canary"))
 
-    assert "ended with -11" in reader(crash)[0]
-    assert "KeyError" in reader(mumble)[0]
-    assert "more memory" in reader(grab)[0]
+    def refuse(folder: Path) -> None:
+        raise ValueError("no")
+
+    def linger(folder: Path) -> None:
+        while True:
+            pass
+
+    assert "an undamaged one is refused" in reader(refuse)[0]
+    assert "ended with -11" in reader(crash)[1]
+    assert "KeyError" in reader(mumble)[1]
+    assert "more memory" in reader(grab)[1]
     assert "code in a file ran" in reader(run_code)[-1]
+    assert forked(lambda: linger(tmp_path), tmp_path / "log", cpu=1).code in (-signal.SIGXCPU, -signal.SIGKILL)
     assert forked(lambda: signal.pause(), tmp_path / "log", seconds=0.2).code == -signal.SIGKILL

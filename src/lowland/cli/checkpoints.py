@@ -138,7 +138,7 @@ def soup(
         )
         return
     if not as_json:
-        screen.out.print(_inputs(plan))
+        screen.show(_inputs(plan))
     with alone(scorer.folder, out):
         found = soups.search(len(paths), scorer)
         kept = [paths[place] for place in found.members]
@@ -172,7 +172,7 @@ def soup(
     for place, path in enumerate(paths):
         values = (f"{sign * value:.6g}" for value in (found.scores[place], found.trials[place]))
         table.add_row(escape(str(path)), *values, "yes" if place in found.members else "no")
-    screen.out.print(table)
+    screen.show(table)
     screen.say(
         f"Wrote {out}: {len(kept)} of {len(paths)} checkpoints, score {best:.6g}. Judge it on data that chose nothing."
     )
@@ -253,6 +253,7 @@ def _dtype(name: str | None) -> Any:
     import torch
 
     names = ("float32", "bfloat16", "float16", "float64")
+    name = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}.get(name or "", name)
     if name is not None and name not in names:
         raise ValueError(f"--dtype must be one of {', '.join(names)}, got {name}")
     return None if name is None else getattr(torch, name)
@@ -296,7 +297,7 @@ def _go(
     }
     quiet = plan.ranks.rank > 0  # one of several processes speaks
     if not as_json and not quiet:
-        screen.out.print(_inputs(plan, coefficients))
+        screen.show(_inputs(plan, coefficients))
     moved = f"{screen.size(plan.bytes_read)} read, {screen.size(plan.bytes_written)} written"
     if dry_run:
         rates = estimate(plan)

@@ -120,7 +120,7 @@ def choose(
     if as_json:
         screen.print_json({"output": str(out), "chosen": title, "runs": asked.runs, **told})
         return
-    screen.out.print(table(found, asked, made))
+    screen.show(table(found, asked, made))
     for line in [*words, f"The score command ran {screen.counted(asked.runs, 'time')}."]:
         screen.say(line)
     screen.say(f"Wrote {title} to {out}; its scores are in {record_path(out, single=single)}.")

@@ -27,7 +27,7 @@ def data_list(as_json: screen.Json = False) -> None:
     for item in SETS:
         here = "yes" if is_here(item) else "no"
         table.add_row(item.name, item.what, item.rows, f"{item.megabytes} MB", item.licence, here)
-    screen.out.print(table)
+    screen.show(table)
     screen.say(
         'Fetch one with `lowland data get NAME`, then set `name = "NAME"` under [data] of a study. Questions, '
         f"images, graphs and models for the other studies are fetched alike: {', '.join(OTHERS)}. Licences bind you."

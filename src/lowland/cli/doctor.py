@@ -68,7 +68,7 @@ def doctor(
     if as_json:
         screen.print_json(found.as_dict())
     else:
-        screen.out.print(_table(found))
+        screen.show(_table(found))
         screen.say(_sentence(found, score is not None or data is not None))
     raise typer.Exit(found.exit_code)
 

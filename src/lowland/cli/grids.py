@@ -158,7 +158,7 @@ def _run(
         screen.print_json({"folder": str(folder), **metrics})
         return
     for data in metrics["table"]:
-        screen.out.print(_table(study.KIND, metrics, data))
+        screen.show(_table(study.KIND, metrics, data))
     screen.say(metrics["verdict"])
     timings = read_json(folder / "timings.json")
     screen.say(f"The cells took {timings['cells_seconds'] / 60:.1f} minutes, on one thread each.")

@@ -100,7 +100,7 @@ def landscape(
     if as_json:
         screen.print_json({"folder": str(out_folder), **told})
         return
-    screen.out.print(table(kind, told))
+    screen.show(table(kind, told))
     screen.say(f"Next: open {pictures}; --kind {KINDS[(KINDS.index(kind) + 1) % 4]} shows the same otherwise.")
 
 

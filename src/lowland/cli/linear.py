@@ -178,7 +178,7 @@ def path(
     for place, step in enumerate(steps):
         cells = [f"{rows[place]['test']['accuracy']:.3f} ({rows[place]['non-zeros']})" for rows in found.values()]
         table.add_row(f"{step:.3g}", *cells)
-    screen.out.print(table)
+    screen.show(table)
     shown = f"open {page}" if page else "pip install 'lowland[plot]' for the figure and the page"
     screen.say(f"Next: {shown}; fit one with `lowland linear fit {shards} --lambda ... --out model.safetensors`.")
 

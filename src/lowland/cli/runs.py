@@ -57,7 +57,7 @@ def predict(
     if as_json:
         screen.print_json(_plain(reviewed, target, notes))
         return
-    screen.out.print(_classes(reviewed))
+    screen.show(_classes(reviewed))
     for note in notes:
         screen.say(f"{note[:1].upper()}{note[1:]}.")
     screen.say(

@@ -59,7 +59,7 @@ def schedule(
     if as_json:
         screen.print_json({"schedule": repr(made), "steps": steps, "rates": rates, "collect_after": collected})
         return
-    screen.out.print(_table(repr(made), rates, collected, rows))
+    screen.show(_table(repr(made), rates, collected, rows))
     last = f"; the figure is in {svg}" if svg is not None else "; --svg FILE draws it"
     screen.say(
         f"{len(collected)} collected in {steps} steps, after {_some(collected)}{last}. In code: "
@@ -120,7 +120,7 @@ def _list_them(as_json: bool) -> None:
     table = Table("schedule", "is", "for example", title="schedules of lowland.cycles")
     for name in KINDS:
         table.add_row(name, told[name], f"lowland schedule {name} {EXAMPLES[name]}")
-    screen.out.print(table)
+    screen.show(table)
     screen.say("Numbers are in steps, rates in shares of the base rate; --rate 0.05 shows rates.")
 
 

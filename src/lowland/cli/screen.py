@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.segment import Segment
+from rich.table import Table
 
 
 class _Screen(Console):
@@ -83,7 +85,22 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 def say(sentence: str) -> None:
     """Print a sentence as it is."""
-    out.print(sentence, highlight=False, markup=False)
+    out.print(sentence, highlight=False, markup=False, soft_wrap=not out.is_terminal)
+
+
+def show(table: Table) -> None:
+    """Print a table: with lines on a terminal, and in a pipe as plain columns, each row on one line however long."""
+    if out.is_terminal:
+        out.print(table)
+        return
+    table.box, table.show_lines, table.pad_edge = None, False, False
+    table.title_justify = table.caption_justify = "left"
+    for column in table.columns:
+        column.no_wrap, column.overflow, column.max_width, column.width = True, "ignore", None, None
+    text = StringIO()
+    _Screen(file=text, width=100_000, color_system=None).print(table, crop=False, highlight=False)
+    for line in text.getvalue().rstrip("\n").split("\n"):
+        out.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
 
 
 def print_json(content: Any) -> None:

@@ -60,7 +60,7 @@ def info(
         table.add_column(heading)
     for part in held["parts"]:
         table.add_row(*(escape(_cell(key, value)) for key, value in part.items()))
-    screen.out.print(table)
+    screen.show(table)
     if names:
         for name, told in held.get("names", {}).items():
             screen.say(f"{name}  {told['dtype']} {tuple(told['shape'])}")

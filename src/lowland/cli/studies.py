@@ -86,9 +86,9 @@ def _run_study(study: Any, folder: Path, resume: bool, as_json: bool, run: Calla
         return
     timings = read_json(folder / "timings.json")
     things = "texts" if run is None else "questions"
-    screen.out.print(_table(metrics, len(study.training.seeds), study.evaluation.level, screen.out.width, things))
+    screen.show(_table(metrics, len(study.training.seeds), study.evaluation.level, screen.out.width, things))
     if "shifted" in metrics:
-        screen.out.print(_shifted(metrics))
+        screen.show(_shifted(metrics))
     for note in metrics.get("notes", []):
         screen.say(f"{note[:1].upper()}{note[1:]}.")
     screen.say(metrics["verdict"])

@@ -1,7 +1,7 @@
 """What a row of iterates tells: steps lost in low precision, a spread that is none, how many iterates count.
 
     rho_k = sum_i <w_i - m, w_{i+k} - m> / (n - k)  over  sum_i |w_i - m|^2 / n,    m the mean of the n iterates
-    n_eff = n / (1 + 2 sum_{k=1..K} (1 - k/n) rho_k),    K the last lag before rho_{2j} + rho_{2j+1} <= 0
+    n_eff = n / (1 + 2 sum_{k=1..K} (1 - k/n) rho_k), at most n,    K the last lag before rho_{2j} + rho_{2j+1} <= 0
 
 (Geyer 1992, doi:10.1214/ss/1177011137, for the cut), over all weights together: directions of large variance count
 more.
@@ -55,8 +55,8 @@ def autocorrelation(gram: Matrix) -> Correlation:
             break
         total_lag += sum(pair)
         lag += 2
-    # The sum holds lag 0 once: n_eff = n / (2 sum - 1), and more than n only for iterates that alternate.
-    return Correlation(lags, n / max(2 * total_lag - 1, 1 / n))
+    # The sum holds lag 0 once: n_eff = n / (2 sum - 1). More than n comes of the few, whose own mean takes part.
+    return Correlation(lags, n / max(2 * total_lag - 1, 1.0))
 
 
 def correlated(names: Sequence[str], surveyed: Sequence[Surveyed]) -> list[Finding]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 When = int | str
-_WRITTEN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%|steps?|epochs?)?\s*")
+_WRITTEN = re.compile(r"\s*(?:(\d+(?:\.\d+)?)\s*(%|steps?|epochs?)?|(step|epoch))\s*")
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,15 @@ class Schedule:
 
 
 def span(value: When, what: str) -> Span:
-    """Read `3`, `"50step"`, `"3epoch"` or `"70%"`.
+    """Read `3`, `"50step"`, `"3 epochs"`, `"epoch"` or `"70%"`; a bare number is one of steps.
 
     Raises:
         ValueError: it is none of these; the message says what it is for.
 
     >>> span("70%", "start"), span(50, "every"), span("3 epochs", "start")
     (Span(amount=70.0, unit='%'), Span(amount=50, unit='step'), Span(amount=3.0, unit='epoch'))
+    >>> span("epoch", "every")
+    Span(amount=1.0, unit='epoch')
     """
     wanted = f'{what} wants a number of steps, or a text such as "50step", "3epoch" or "70%", got {value!r}'
     if isinstance(value, bool) or not isinstance(value, int | str):
@@ -89,7 +91,7 @@ def span(value: When, what: str) -> Span:
     found = _WRITTEN.fullmatch(value)
     if found is None:
         raise ValueError(wanted)
-    amount, unit = float(found[1]), (found[2] or "step").removesuffix("s")
+    amount, unit = float(found[1] or 1), (found[2] or found[3] or "step").removesuffix("s")
     if (unit == "%" and amount > 100) or (unit == "step" and amount != int(amount)):
         raise ValueError(wanted)
     return Span(amount, "%" if unit == "%" else "epoch" if unit == "epoch" else "step")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,30 @@ ADAPTER_RULES: dict[str, Rule] = {
 
 LENGTH = Rule(lambda length: length == 0 or length >= 4, "be 0 (chosen from the texts) or at least 4")
 MODEL_NAME = Rule(bool, 'name a folder, a hub model, or "packaged"')
+
+
+def in_epochs(given: dict[str, Any], epochs: int) -> dict[str, Any]:
+    """Turn `swag.start` written as "2 epochs" or "50%" into a number of epochs; `epochs` where training says none.
+
+    Raises:
+        ValueError: it is no whole number of epochs.
+
+    >>> in_epochs({"swag": {"start": "50%"}, "training": {"epochs": 8}}, 4)["swag"]
+    {'start': 4}
+    """
+    swag, training = given.get("swag"), given.get("training")
+    if not isinstance(swag, dict) or not isinstance(swag.get("start"), str):
+        return given
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|epochs?)?\s*", swag["start"])
+    whole = training.get("epochs", epochs) if isinstance(training, dict) else epochs
+    share = found is not None and found[2] == "%" and isinstance(whole, int)
+    amount = float(found[1]) * (whole / 100 if share else 1) if found is not None else 0.5
+    if amount != round(amount):
+        raise ValueError(
+            f"swag.start must be a whole number of epochs, such as 2, '2 epochs' or '50%', got {swag['start']!r} "
+            f"of {whole} epochs: SWAG begins at the end of an epoch"
+        )
+    return {**given, "swag": {**swag, "start": round(amount)}}
 
 
 def check_adapters(study: Any) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..adapters.config import ADAPTER_RULES, MODEL_NAME, Lora, check_adapters
+from ..adapters.config import ADAPTER_RULES, MODEL_NAME, Lora, check_adapters, in_epochs
 from ..runs.settings import BELOW_ONE, POSITIVE, at_least, check, one_of, read_toml, sections_of
 
 
@@ -166,6 +166,7 @@ def from_mapping(given: dict[str, Any]) -> ChoiceStudy:
     >>> from_mapping({"model": {"kind": "letters"}, "lora": {"layers": [28, 29]}}).model.kind
     'letters'
     """
+    given = in_epochs(given, ChoiceStudy().training.epochs)
     sections = sections_of(ChoiceStudy, given, "a choice study")
     data = given.get("data", {})
     if isinstance(data, dict) and data.get("train"):

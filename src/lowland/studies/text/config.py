@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..adapters.config import ADAPTER_RULES, LENGTH, MODEL_NAME, Lora, Model, check_adapters
+from ..adapters.config import ADAPTER_RULES, LENGTH, MODEL_NAME, Lora, Model, check_adapters, in_epochs
 from ..runs.settings import (
     BELOW_ONE,
     SHARE,
@@ -168,6 +168,7 @@ def from_mapping(given: dict[str, Any]) -> TextStudy:
     ...
     ValueError: training.epoch is no setting: [training] has seeds, epochs, batch_size, learning_rate, weight_decay, ...
     """
+    given = in_epochs(given, TextStudy().training.epochs)
     sections = sections_of(TextStudy, given, "a text study")
     data = given.get("data", {})
     if isinstance(data, dict) and data.get("train") and "name" not in data:
