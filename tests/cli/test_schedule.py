@@ -23,7 +23,7 @@ from lowland.cli.schedule import EXAMPLES, KINDS, build
 def schedule(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     def run(*arguments: Any) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["lowland", "schedule", *map(str, arguments)])
-        monkeypatch.setattr(cli.screen, "out", Console(width=160))
+        monkeypatch.setattr(cli.screen, "out", Console(width=160, force_terminal=True, color_system=None))
         monkeypatch.setattr(cli.screen, "err", Console(stderr=True, width=160))
         with pytest.raises(SystemExit) as left:
             cli.main()

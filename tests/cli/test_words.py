@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.markup import escape
 from rich.table import Table
 
 import lowland
@@ -134,3 +135,25 @@ def test_json_is_json(capsys: pytest.CaptureFixture[str], value: float) -> None:
     screen.print_json({"score": value, "rows": [[value, 1.5]], "name": "caf\xe9 \udc80"})
     found = json.loads(capsys.readouterr().out, parse_constant=strict)
     assert found == {"score": None, "rows": [[None, 1.5]], "name": "caf\xe9 \udc80"}
+
+
+def test_tables_are_plain_columns_in_a_pipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "bert.encoder.layer.1.attention.self.query." * 6 + "weight"
+
+    def table() -> Table:
+        made = Table(title="two", show_lines=True)
+        for heading in ("", "tensor", "much"):
+            made.add_column(heading)
+        made.add_row("[red]error[/]", escape(name), "1")
+        made.add_row("ok", escape("[b]"), "22")
+        return made
+
+    monkeypatch.setattr(screen, "out", screen._Screen())
+    screen.show(table())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "two" and lines[2] == f"error  {name}  1" and lines[3].split() == ["ok", "[b]", "22"]
+    monkeypatch.setattr(screen, "out", screen._Screen(force_terminal=True, width=80, color_system=None))
+    screen.show(table())
+    assert "│" in capsys.readouterr().out

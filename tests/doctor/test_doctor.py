@@ -229,7 +229,7 @@ def naive_effective(rows: np.ndarray) -> float:
         if rho[lag] + (rho[lag + 1] if lag + 1 < n else 0) <= 0:
             last = lag
             break
-    return float(n / (1 + 2 * sum((1 - k / n) * rho[k] for k in range(1, last))))
+    return min(float(n), float(n / (1 + 2 * sum((1 - k / n) * rho[k] for k in range(1, last)))))
 
 
 @pytest.mark.parametrize("memory", [0.0, 0.5, 0.9])
