@@ -28,7 +28,7 @@ from typing import Generic, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from ..weights.running import call, evaluating, unwrapped
 from .statistics import (
@@ -47,7 +47,7 @@ from .statistics import (
 )
 
 Batch = TypeVar("Batch")
-Layers = dict[str, _BatchNorm]
+Layers = dict[str, _NormBase]
 Half = dict[str, Sums]
 
 FEW = 2  # batches: one for each half
@@ -282,7 +282,7 @@ class _Estimate:
     statistics: tuple[Tensor, Tensor] | None
     error: float
 
-    def write_(self, layer: _BatchNorm, saved: list[Tensor], calls: int, name: str) -> None:
+    def write_(self, layer: _NormBase, saved: list[Tensor], calls: int, name: str) -> None:
         if self.statistics is not None:
             write_(layer, *self.statistics, calls, name)
         elif self.error == 0:

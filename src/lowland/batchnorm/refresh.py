@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..weights.running import call, unwrapped
-from .statistics import check_arguments, measured_layers, refresh_all_, tell_frozen
+from .statistics import check_arguments, measured_layers, refresh_all_, tell_frozen, tell_unknown
 
 Batch = TypeVar("Batch")
 
@@ -34,12 +34,13 @@ def refresh_bn(
 ) -> None:
     """Replace the running statistics of every BatchNorm layer by averages over `batches` under the present weights.
 
-    Use training batches, with the transforms of training. Only BatchNorm layers are in training mode meanwhile: dropout
-    is off. Layers that are frozen keep their statistics: those in eval mode in a model that is in training mode, those
-    with momentum 0, and in a model that is in eval mode as a whole those whose weight and bias take no gradients where
-    others do. If that leaves none, a warning says so. A model without running statistics is left alone and `batches` is
-    not even opened. Sums are kept in float64, from inputs in float32 or wider, whatever the dtype of the model. A layer
-    that no batch reaches keeps its statistics.
+    Use training batches, with the transforms of training. Only BatchNorm layers are in training mode meanwhile, and
+    InstanceNorm layers that track running statistics: dropout is off. Layers that are frozen keep their statistics:
+    those in eval mode in a model that is in training mode, those with momentum 0, and in a model that is in eval mode
+    as a whole those whose weight and bias take no gradients where others do. If that leaves none, a warning says so,
+    and one names modules that keep running statistics in a way that is not known here. A model without running
+    statistics is left alone and `batches` is not even opened. Sums are kept in float64, from inputs in float32 or
+    wider, whatever the dtype of the model. A layer that no batch reaches keeps its statistics.
 
     Afterwards, and also after an exception, momenta, training modes and (after an exception) all statistics are what
     they were, bit for bit; `num_batches_tracked` is the number of batches seen.
@@ -65,6 +66,7 @@ def refresh_bn(
     check_arguments(weighting, max_batches)
     model = unwrapped(model, compiled=True)  # hooks and momenta changed after compilation may go unnoticed
     layers = measured_layers(model)
+    tell_unknown(model)
     if not layers:
         tell_frozen(model)
         return

@@ -6,7 +6,7 @@ import warnings
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from ..weights.named import Weights, bare_name
 from .statistics import measured_layers, statistics_of
@@ -31,7 +31,7 @@ def stale_layer(model: nn.Module, weights: Weights) -> str | None:
     measured = set(measured_layers(model).values())
     found = None
     for prefix, layer in model.named_modules():
-        if isinstance(layer, _BatchNorm) and layer in measured:
+        if isinstance(layer, _NormBase) and layer in measured:
             key = bare_name(f"{prefix}.running_mean" if prefix else "running_mean")
             if key not in weights:
                 found = prefix or type(layer).__name__
@@ -46,7 +46,7 @@ def stale_layer(model: nn.Module, weights: Weights) -> str | None:
     return None if same else found
 
 
-def _untouched(layer: _BatchNorm) -> bool:
+def _untouched(layer: _NormBase) -> bool:
     """Whether the statistics are those of a new layer."""
     mean, var = statistics_of(layer)
     return not bool(mean.any()) and bool((var == 1).all())

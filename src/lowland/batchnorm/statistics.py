@@ -1,5 +1,8 @@
 """What BatchNorm layers see: sums of their batch statistics, gathered by hooks while a model runs.
 
+InstanceNorm that tracks running statistics is measured alike: what torch keeps is the mean over a batch of each
+example's own mean and variance.
+
 Shared by `refresh` (all batches) and `reference` (a few of them).
 """
 
@@ -14,7 +17,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from ..weights.running import evaluating
 
@@ -24,7 +27,7 @@ Batch = TypeVar("Batch")
 class Sums:
     """Weighted sums of the batch means and variances of one layer, (C,) each, in float64 where the device has it."""
 
-    def __init__(self, layer: _BatchNorm) -> None:
+    def __init__(self, layer: _NormBase) -> None:
         like, _ = statistics_of(layer)
         wide = torch.float32 if like.device.type == "mps" else torch.float64
         self.mean = torch.zeros_like(like, dtype=wide)
@@ -49,7 +52,7 @@ class Sums:
 class Gathering:
     """The sums of all layers, `sums`, filling while the block of `gathering` runs; others may be put in their place."""
 
-    def __init__(self, layers: Mapping[str, _BatchNorm]) -> None:
+    def __init__(self, layers: Mapping[str, _NormBase]) -> None:
         self._layers = layers
         self.sums = zeros(layers)
 
@@ -59,7 +62,7 @@ class Gathering:
         return taken
 
 
-def zeros(layers: Mapping[str, _BatchNorm]) -> dict[str, Sums]:
+def zeros(layers: Mapping[str, _NormBase]) -> dict[str, Sums]:
     """Sums of no batch, by layer."""
     return {name: Sums(layer) for name, layer in layers.items()}
 
@@ -72,7 +75,7 @@ def check_arguments(weighting: str, max_batches: int | None) -> None:
         raise ValueError(f"max_batches must be at least 1 or None, got {max_batches}")
 
 
-def layers_of(model: nn.Module) -> dict[str, _BatchNorm]:
+def layers_of(model: nn.Module) -> dict[str, _NormBase]:
     """Every layer with running statistics, once, by name.
 
     Raises:
@@ -83,7 +86,7 @@ def layers_of(model: nn.Module) -> dict[str, _BatchNorm]:
     """
     layers = {}
     for name, module in model.named_modules():
-        if not isinstance(module, _BatchNorm) or module.running_mean is None or not module.track_running_stats:
+        if not isinstance(module, _NormBase) or module.running_mean is None or not module.track_running_stats:
             continue
         if nn.parameter.is_lazy(module.running_mean):
             raise ValueError(
@@ -93,7 +96,7 @@ def layers_of(model: nn.Module) -> dict[str, _BatchNorm]:
     return layers
 
 
-def measured_layers(model: nn.Module) -> dict[str, _BatchNorm]:
+def measured_layers(model: nn.Module) -> dict[str, _NormBase]:
     """Every layer with running statistics that is not frozen, once, by name.
 
     Frozen are layers in eval mode in a model that is in training mode, layers with momentum 0, and, in a model that is
@@ -106,13 +109,44 @@ def measured_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     """
     trains = any(parameter.requires_grad for parameter in model.parameters())
 
-    def frozen(layer: _BatchNorm) -> bool:
+    def frozen(layer: _NormBase) -> bool:
         if layer.training or layer.momentum == 0:
             return layer.momentum == 0
         own = [parameter for parameter in (layer.weight, layer.bias) if parameter is not None]
         return model.training or (trains and bool(own) and not any(parameter.requires_grad for parameter in own))
 
     return {name: layer for name, layer in layers_of(model).items() if not frozen(layer)}
+
+
+def unknown_layers(model: nn.Module) -> list[str]:
+    """Name the modules with running statistics that are no BatchNorm of torch, and so are not measured.
+
+    A module that is called frozen keeps them on purpose.
+
+    >>> unknown_layers(nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2)))
+    []
+    """
+    return [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if not isinstance(module, _NormBase)
+        and {"running_mean", "running_var"} <= module._buffers.keys()
+        and module._buffers["running_mean"] is not None
+        and "frozen" not in type(module).__name__.lower()
+    ]
+
+
+def tell_unknown(model: nn.Module) -> None:
+    """Warn of modules that keep running statistics in a way that is not known here."""
+    names = unknown_layers(model)
+    if names:
+        kind = type(model.get_submodule(names[0]) if names[0] in dict(model.named_modules()) else model).__name__
+        warnings.warn(
+            f"{', '.join(names[:3])} ({kind}) keep running statistics and are no BatchNorm of torch: they keep those "
+            "that they have; measure them yourself, or derive the class from torch's",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def tell_frozen(model: nn.Module) -> None:
@@ -127,7 +161,7 @@ def tell_frozen(model: nn.Module) -> None:
         )
 
 
-def statistics_of(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
+def statistics_of(layer: _NormBase) -> tuple[Tensor, Tensor]:
     """The running mean and variance, (C,) each: the buffers themselves."""
     mean, var = layer.running_mean, layer.running_var
     assert isinstance(mean, Tensor) and isinstance(var, Tensor)  # layers_of keeps no others
@@ -136,7 +170,7 @@ def statistics_of(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 def refresh_all_(
     model: nn.Module,
-    layers: Mapping[str, _BatchNorm],
+    layers: Mapping[str, _NormBase],
     batches: Iterable[Batch],
     run: Callable[[nn.Module, Batch], object],
     weighting: str,
@@ -179,7 +213,7 @@ def refresh_all_(
 
 
 @contextmanager
-def gathering(layers: Mapping[str, _BatchNorm], weighting: str) -> Iterator[Gathering]:
+def gathering(layers: Mapping[str, _NormBase], weighting: str) -> Iterator[Gathering]:
     """Sum up the statistics of each batch as the layers see it; momenta and hooks are put back at the end."""
     gathered = Gathering(layers)
     momenta = [(layer, layer.momentum) for layer in layers.values()]
@@ -201,7 +235,7 @@ def gathering(layers: Mapping[str, _BatchNorm], weighting: str) -> Iterator[Gath
 
 def _checking(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def check(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if inputs and inputs[0].numel() == inputs[0].shape[1]:
+        if isinstance(layer, _BatchNorm) and inputs and inputs[0].numel() == inputs[0].shape[1]:
             raise ValueError(
                 f"{name} got one value per channel, shape {tuple(inputs[0].shape)}, which has no variance: use "
                 "drop_last=True or another batch size"
@@ -211,16 +245,17 @@ def _checking(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
 
 
 def _adding(
-    gathered: Gathering, name: str, layer: _BatchNorm, by_samples: bool
+    gathered: Gathering, name: str, layer: _NormBase, by_samples: bool
 ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     held = statistics_of(layer)  # looked up once: on small batches nn.Module's look-ups are what a hook costs
     # Buffers of a short type have been rounded; a synchronised layer's alone know what other ranks saw.
+    each = not isinstance(layer, _BatchNorm)  # of each example alone
     rounded = held[0].dtype in (torch.bfloat16, torch.float16) and not isinstance(layer, nn.SyncBatchNorm)
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if not module.training:  # forward= has switched to eval mode: nothing was measured
             return
-        mean, var = _of_batch(inputs[0]) if rounded and inputs else held
+        mean, var = _of_batch(inputs[0], each) if rounded and inputs else held
         sums = gathered.sums[name]
         weight = len(output) if by_samples else 1
         sums.mean.add_(mean, alpha=weight)  # computed in the wider type
@@ -231,10 +266,10 @@ def _adding(
     return add
 
 
-def _of_batch(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance of each channel, (C,), in float32."""
-    var, mean = torch.var_mean(x.float(), [axis for axis in range(x.ndim) if axis != 1], correction=1)
-    return mean, var
+def _of_batch(x: Tensor, each: bool) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance of each channel, (C,), in float32; with `each` means over those of the examples."""
+    var, mean = torch.var_mean(x.float(), [axis for axis in range(x.ndim) if axis != 1 and not (each and axis == 0)])
+    return (mean.mean(0), var.mean(0)) if each else (mean, var)
 
 
 def distributed() -> bool:
@@ -256,7 +291,7 @@ def reduced(sums: Iterable[Sums], *counts: int) -> list[int]:
     return [int(count) for count in flat[sum(sizes) :].tolist()]
 
 
-def write_(layer: _BatchNorm, mean: Tensor, var: Tensor, calls: int, name: str) -> None:
+def write_(layer: _NormBase, mean: Tensor, var: Tensor, calls: int, name: str) -> None:
     """Put statistics (C,) into a layer's buffers, and the number of passes they stand for.
 
     Raises:
@@ -274,7 +309,7 @@ Saved = dict[str, list[Tensor]]
 
 
 @contextmanager
-def restoring(layers: Mapping[str, _BatchNorm]) -> Iterator[Saved]:
+def restoring(layers: Mapping[str, _NormBase]) -> Iterator[Saved]:
     """Put every buffer of the layers back if the block raises; yields the copies."""
     saved = {name: [buffer.clone() for buffer in layer.buffers(recurse=False)] for name, layer in layers.items()}
     try:
@@ -285,7 +320,7 @@ def restoring(layers: Mapping[str, _BatchNorm]) -> Iterator[Saved]:
         raise
 
 
-def restore_(layer: _BatchNorm, saved: Iterable[Tensor]) -> None:
+def restore_(layer: _NormBase, saved: Iterable[Tensor]) -> None:
     """Write saved buffers back into a layer."""
     for buffer, original in zip(layer.buffers(recurse=False), saved, strict=True):
         buffer.copy_(original)

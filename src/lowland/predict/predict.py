@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from ..arithmetic.moments import first_nonfinite
@@ -270,7 +270,7 @@ def _statistics(model: nn.Module) -> dict[str, Tensor]:
     return {
         bare_name(f"{prefix}.{key}" if prefix else key): buffer.detach().clone()
         for prefix, layer in model.named_modules()
-        if isinstance(layer, _BatchNorm)
+        if isinstance(layer, _NormBase)
         for key, buffer in layer.named_buffers(recurse=False)
         if buffer.is_floating_point()
     }

@@ -174,7 +174,7 @@ def _targets(weights: Weights, model: nn.Module) -> dict[str, Tensor]:
         )
     what = f"writing into {type(model).__name__}"
     check_tensors(weights, what)
-    own = {name: tensor.detach() for name, tensor in _named_tensors(model)}
+    own = {name: tensor.detach() for name, tensor in _named_tensors(model) if _has_shape(name, tensor, weights)}
     aliases = _aliases(model)
     found = {name: own.get(name, aliases.get(name)) for name in weights}
     unknown = [name for name, tensor in found.items() if tensor is None]
@@ -200,9 +200,15 @@ def _aliases(model: nn.Module) -> dict[str, Tensor]:
     for name, module in model.named_modules(remove_duplicate=False):
         for prefix in {paths[id(module)], f"{bare_name(name)}." if bare_name(name) else ""}:
             for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None:
+                if tensor is not None and not nn.parameter.is_lazy(tensor):
                     found.setdefault(prefix + key, tensor.detach())
     return found
+
+
+def _has_shape(name: str, tensor: Tensor, wanted: Weights) -> bool:
+    if nn.parameter.is_lazy(tensor) and name in wanted:
+        raise ValueError(f"{name} is a lazy parameter without a shape: run one forward pass first")
+    return not nn.parameter.is_lazy(tensor)
 
 
 @torch.no_grad()
