@@ -155,6 +155,7 @@ def chain(
                 made.found[_phase(out)] += 1
             elif ended.code == -signal.SIGKILL:
                 made.found["ended, not yet gone"] += 1
+                killed(paths, out, form, log, None, ranks)  # it is told that the output is there, and sweeps
             elif ended.code:
                 made.faults.append(f"given again it ended with {ended.code}: {ended.output[-300:]}")
                 break

@@ -249,6 +249,8 @@ def ground(target: Path) -> Path:
 def check_target(target: Path) -> None:
     """Refuse a destination that is there already or cannot be made.
 
+    Beside a file that is there, what a process left that was killed as it ended is swept.
+
     Raises:
         OSError: says what to do.
     """
@@ -262,6 +264,9 @@ def check_target(target: Path) -> None:
     if not target.name:
         raise OSError(f"cannot write {target}: name a file or folder")
     if target.exists() and (target.is_file() or any(target.iterdir())):
+        part = target.parent / f".{target.name}.part"
+        if part.is_dir() and not (part / target.name).exists() and target.is_file():
+            shutil.rmtree(part, ignore_errors=True)  # of a process that was killed after it had put the file there
         raise OSError(f"{target} is there already: name another output, or delete it")
 
 
