@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from decay_seeds import more
 from grids import write
 from safetensors.torch import load_file, save_file
 
@@ -233,7 +234,7 @@ def main() -> int:
     device = "a CPU, a toy" if given.dry_run else torch.cuda.get_device_name()
     notes = [f"On {device}, in bfloat16 with weights in float32."]
     out = given.state / "results" if given.dry_run else None
-    write(KIND, folder, "decay_gpu", "python benchmarks/decay_gpu.py", notes, ("scipy",), out=out)
+    write(KIND, folder, "decay_gpu", "python benchmarks/decay_gpu.py", notes, ("scipy",), out=out, more=more)
     print("all done", flush=True)
     return 0
 

@@ -13,14 +13,72 @@ Results: benchmarks/results/decay_seeds.md and .json. A model, seeds or a length
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import statistics
 from pathlib import Path
+from typing import Any
 
 from grids import write
+from pages import table
+from scipy.stats import t
 
 from lowland.studies import report
 from lowland.studies.decay import KIND, cells, from_mapping, run_cell
 from lowland.studies.grid import run_grid
+
+BESIDE = ("constant", "decayed linear")
+PARTS = {"test": "test", "shift": "other text"}
+
+
+def more(folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """Every row beside the constant run and beside its linear decay, paired over seeds, and what each seed chose."""
+    cells_of: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((folder / "cells").glob("*.json")):
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        cells_of.setdefault(cell["cell"].rsplit("-", 1)[0], []).append(cell)
+    lines, entries = [], {}
+    for pair, found in cells_of.items():
+        rows, chosen, entries[pair] = [], [], {}
+        for method in KIND.methods:
+            row, entry = {"method": method}, {}
+            for part, told in PARTS.items():
+                for other in BESIDE:
+                    gap = paired([_loss(cell, method, part) - _loss(cell, other, part) for cell in found])
+                    row[f"less {other}, {told}"] = f"{gap['mean']:+.4f} ± {gap['half']:.4f}"
+                    entry[f"{other}, {part}"] = gap
+                gains = [
+                    (_loss(cell, "constant", part) - _loss(cell, method, part))
+                    / (_loss(cell, "constant", part) - _loss(cell, "decayed linear", part))
+                    for cell in found
+                ]
+                entry[f"share, {part}"] = paired(gains)
+                row[f"share of the decay's gain, {told}"] = f"{statistics.mean(gains):.1%}"
+            rows.append(row)
+            entries[pair][method] = entry
+        for cell in found:
+            own = cell["chosen"]
+            chosen.append({"cell": cell["cell"], **{key: _told(value) for key, value in own.items()}})
+        lines += [f"## {pair}: every row beside the constant run and its linear decay, paired over seeds", ""]
+        lines += ["Mean difference and half of its 95 % interval (Student's t), nats a byte, lower is better.", ""]
+        lines += [*table(rows), "", f"## {pair}: what validation text chose", "", *table(chosen), ""]
+    return lines, {"paired": entries, "chosen": {pair: [c["chosen"] for c in own] for pair, own in cells_of.items()}}
+
+
+def paired(gaps: list[float]) -> dict[str, float]:
+    """Mean, half of the 95 % interval and n; the half is 0 for a single seed."""
+    half = 0.0
+    if len(gaps) > 1:
+        half = float(t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / len(gaps) ** 0.5
+    return {"mean": statistics.mean(gaps), "half": half, "n": len(gaps)}
+
+
+def _loss(cell: dict[str, Any], method: str, part: str) -> float:
+    return float(cell["methods"][method][part]["nll"])
+
+
+def _told(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:
@@ -47,7 +105,7 @@ def main() -> None:
     ]
     asked = " ".join(f"--{key} {value}" for key, value in vars(given).items() if value and key != "jobs")
     command = f"python benchmarks/decay_seeds.py {asked if given.name else ''}".rstrip()
-    write(KIND, folder, f"decay_{given.name or 'seeds'}", command, notes, ("scipy",))
+    write(KIND, folder, f"decay_{given.name or 'seeds'}", command, notes, ("scipy",), more=more)
     print(metrics["verdict"])
 
 

@@ -18,7 +18,7 @@ from lowland.studies.decay import cells, from_mapping, run_cell
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(Path(harness.__file__).parent))
-    for name in ("grids", "pages", "decay_gpu"):
+    for name in ("grids", "pages", "decay_seeds", "decay_gpu"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     found = importlib.import_module("decay_gpu")
     monkeypatch.setitem(sys.modules, "decay_gpu", found)
@@ -56,6 +56,8 @@ def test_a_dry_run_writes_its_page_and_is_not_repeated(
     monkeypatch.setattr(sys, "argv", ["decay_gpu.py", "--dry-run", "--state", str(tmp_path)])
     assert script.main() == 0 and capsys.readouterr().out.endswith("all done\n")
     assert "merged minus-sqrt" in (tmp_path / "results" / "decay_gpu.md").read_text()
+    found = json.loads((tmp_path / "results" / "decay_gpu.json").read_text())
+    assert found["paired"]["stdlib-tiny"]["decayed linear"]["share, test"]["mean"] == 1.0
     monkeypatch.setattr(script, "Slices", lambda *_: pytest.fail("a finished seed was repeated"))
     assert script.main() == 0
 
