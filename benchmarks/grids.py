@@ -56,8 +56,7 @@ def write(
         f"{work / 60:.0f} minutes of training, averaging and evaluation on one thread each; the cells' times by the "
         f"clock, with other work beside them, add up to {timings['cells_seconds'] / 60:.0f} minutes.",
         "",
-        metrics["verdict"],
-        "",
+        *([metrics["verdict"], ""] if len(metrics["pairs"]) > 1 else []),  # no test over pairs can tell of one
         *(f"{note}\n" for note in notes),
         *_claims(kind, metrics),
         *_tables(kind, metrics),
@@ -91,7 +90,7 @@ def _cell(one: dict[str, Any], digits: int = 4) -> str:
 
 def _claims(kind: Kind, metrics: dict[str, Any]) -> list[str]:
     floor = min(1.0, len(metrics["claims"]) * 2 / 2 ** len(metrics["pairs"]))
-    lines = [
+    over_pairs = [
         "## Claims over all pairs",
         "",
         "Mean difference on test data over pairs; in how many pairs the first method is better; Wilcoxon's p with "
@@ -108,7 +107,9 @@ def _claims(kind: Kind, metrics: dict[str, Any]) -> list[str]:
                 f"{own['mean']:+.4f}, {own['better']} of {own['n']}, p {own['p_holm']:.2g} ({own['p']:.2g})"
             )
         rows.append(row)
-    lines += [*table(rows), "", f"{kind.main.label}, paired differences of each pair, 95 % intervals over seeds:", ""]
+    over_pairs += [*table(rows), ""]
+    lines = over_pairs if len(metrics["pairs"]) > 1 else ["## Claims", ""]
+    lines += [f"{kind.main.label}, paired differences of each pair, 95 % intervals over seeds:", ""]
     rows = []
     for place, (data, model) in enumerate(metrics["pairs"]):
         row = {"pair": f"{data}, {model}"}
