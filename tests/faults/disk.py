@@ -56,12 +56,13 @@ def fill(writer: Writer, home: Path, levels: int = 20) -> Filled:
     need = sum(len(content) for content in contents(straight).values())
     wanted = writer.compare(straight)
     written, refused, faults = 0, 0, []
-    size = 2 * need + (4 << 20)
+    most = int(2.2 * need) + writer.room  # the old beside the new, with something to spare
+    size = 2 * need + most + (4 << 20)
     for level in range(levels):
         with small_disk(home / "disk", size) as disk:
             kept = disk / "kept.txt"
             kept.write_text("what was there")
-            room = int(1.5 * need * level / (levels - 1))
+            room = int(most * level / (levels - 1))
             _occupy(disk, room)
             out = disk / f"out{writer.suffix}"
             ended = forked(writer.job(out), log)

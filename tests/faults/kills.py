@@ -39,6 +39,7 @@ class Writer:
     suffix: str = ""
     compare: Callable[[Path], dict[str, bytes]] = contents
     whole: Callable[[Path], bool] = lambda out: False  # whether what a refused write left there is of use
+    room: int = 0  # bytes that it wants free beside its output
     seconds: float = field(default=0.0)  # of an undisturbed run, measured
 
 
@@ -119,7 +120,7 @@ def writers(home: Path) -> list[Writer]:
         Writer("sample", cli("sample", home / "swag.safetensors", "--like", checkpoints[0], "-n", "2")),
         Writer("save", state, ".safetensors", whole=some_version),
         Writer("SnapshotFiles", snapshots, "", members),
-        Writer("a grid study", grid, "", results),
+        Writer("a grid study", grid, "", results, room=40 << 20),
         Writer("study text", cli("study", "text", "--config", home / "study.toml", "--resume"), "", results),
     ]
 

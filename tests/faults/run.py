@@ -126,7 +126,7 @@ that was never killed, and leave nothing beside them.
 
 ## Full disks
 
-A disk with room for a share of what is written, from nothing to one and a half times all of it. Other files must stay
+A disk with room for a share of what is written, from nothing to more than twice all of it. Other files must stay
 whole, no output may be half written, and one line must say that room is missing.
 
 {tables["disk"]}

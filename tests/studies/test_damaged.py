@@ -144,3 +144,13 @@ def test_no_cell_that_is_written_is_a_formula_and_none_is_lost(tmp_path: Path) -
         assert number or not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
     assert [text_of_cell(cell) for cell in cells] == TEXTS
     assert [plain_cell(cell) for cell in ("1.5", 1.5, None)] == ["1.5", 1.5, None]
+
+
+def test_names_of_columns_are_bounded_in_messages(tmp_path: Path) -> None:
+    from lowland.studies.tables import read_table
+
+    path = tmp_path / "wide.csv"
+    path.write_text(",".join([*(f"column {n}" for n in range(500)), "x" * 100_000]) + "\n" + "1," * 500 + "1\n")
+    with pytest.raises(ValueError, match="has no column 'text', it has 'column 0'.* and 489 more: name one") as caught:
+        read_table(path, ["text"])
+    assert len(str(caught.value)) < 600

@@ -130,8 +130,8 @@ def unknown_layers(model: nn.Module) -> list[str]:
         name or type(module).__name__
         for name, module in model.named_modules()
         if not isinstance(module, _NormBase)
-        and {"running_mean", "running_var"} <= module._buffers.keys()
-        and module._buffers["running_mean"] is not None
+        and {"running_mean", "running_var"} <= set(module._buffers.keys())
+        and getattr(module, "running_mean", None) is not None
         and "frozen" not in type(module).__name__.lower()
     ]
 
@@ -140,7 +140,7 @@ def tell_unknown(model: nn.Module) -> None:
     """Warn of modules that keep running statistics in a way that is not known here."""
     names = unknown_layers(model)
     if names:
-        kind = type(model.get_submodule(names[0]) if names[0] in dict(model.named_modules()) else model).__name__
+        kind = type(dict(model.named_modules()).get(names[0], model)).__name__
         warnings.warn(
             f"{', '.join(names[:3])} ({kind}) keep running statistics and are no BatchNorm of torch: they keep those "
             "that they have; measure them yourself, or derive the class from torch's",

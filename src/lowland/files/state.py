@@ -34,7 +34,7 @@ def save(obj: Averager | Composite | Weights, path: str | os.PathLike[str]) -> N
     to the first rank, 8 MB at a time, and it writes whole tensors: no rank ever holds the model.
 
     Raises:
-        ValueError: the object cannot be saved; the message says what can.
+        ValueError: the object cannot be saved; the message says what can. Or the name is that of a torch file.
         OSError: the folder does not exist or the disk is full; the old file, if any, is untouched.
 
     >>> import lowland, tempfile, torch
@@ -45,6 +45,10 @@ def save(obj: Averager | Composite | Weights, path: str | os.PathLike[str]) -> N
     >>> load(path)
     SWA(select=parameters) after 1 updates
     """
+    if Path(path).suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
+        raise ValueError(
+            f"save writes safetensors, which {Path(path).name} says it is not: call it {Path(path).stem}.safetensors"
+        )
     header, tensors = _pack(obj, "")
     header |= {"format": FORMAT, "version": _version()}
     tensorfile.write(path, tensors, written(header))

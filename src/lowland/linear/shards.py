@@ -149,7 +149,8 @@ def _parquet(shard: Shard, path: Path) -> tuple[csr_matrix, NDArray[Any], NDArra
         names, told = set(file.schema_arrow.names), (file.schema_arrow.metadata or {}).get(_FEATURES)
         wanted = {"label", "tokens"} if "tokens" in names else {"label", "indices", "values"}
         if wanted - names:
-            raise ValueError(f"has no column {sorted(wanted - names)}, only {sorted(names)}")
+            only = [name[:60] for name in sorted(names)[:12]]
+            raise ValueError(f"has no column {sorted(wanted - names)}, only {only}{' ...' if len(names) > 12 else ''}")
         table = file.read(columns=sorted(wanted | (names & {"weight"})))
     y = table["label"].to_numpy()
     y = y if y.dtype.kind != "O" else np.array(y.tolist())

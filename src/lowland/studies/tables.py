@@ -86,11 +86,23 @@ def read_table(path: Path, wanted: Sequence[str], written: Written | None = None
     for name in wanted:
         if name not in table.columns:
             hint = _other_writing(path, written)
-            known = ", ".join(map(repr, table.columns)) or "none"
-            raise ValueError(f"{path} has no column {name!r}, it has {known}: name one of them{hint}")
+            raise ValueError(
+                f"{path} has no column {name!r}, it has {told(list(table.columns))}: name one of them{hint}"
+            )
     if not len(table):
         raise ValueError(f"{path} has no rows: it needs at least one text")
     return table
+
+
+def told(names: Sequence[str], most: int = 12) -> str:
+    """Return names out of a file for a message: the first of them, and of long ones the beginning.
+
+    >>> told(["a", "b" * 100], most=1), told([])
+    ("'a' and 1 more", 'none')
+    """
+    short = [repr(name if len(name) <= 60 else f"{name[:57]}...") for name in names[:most]]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(short)}{more}" if short else "none"
 
 
 def looked_at(path: Path) -> Written:

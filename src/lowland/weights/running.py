@@ -114,9 +114,11 @@ class Buffers:
 
     def __init__(self, model: nn.Module, beside: Collection[int] = ()) -> None:
         modules = list(model.modules())
-        self._named = [(m._buffers, key, held) for m in modules for key, held in m._buffers.items()]
+        # A scripted module keeps its buffers in C++, where no name can be given another tensor.
+        plain = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
+        self._named = [(m._buffers, key, held) for m in plain for key, held in m._buffers.items()]
         self._named += [
-            (vars(m), key, held) for m in modules for key, held in vars(m).items() if isinstance(held, Tensor)
+            (vars(m), key, held) for m in plain for key, held in vars(m).items() if isinstance(held, Tensor)
         ]
         unique = {id(b): b.detach() for m in modules for b in m._buffers.values() if b is not None}
         with torch.no_grad():

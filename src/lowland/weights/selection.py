@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 Weights = Mapping[str, Tensor]
@@ -155,7 +156,7 @@ def wrapped_as(module: nn.Module) -> str | None:
     >>> wrapped_as(nn.Linear(1, 1)), wrapped_as(nn.DataParallel(nn.Linear(1, 1)))
     (None, 'module')
     """
-    if not isinstance(module._modules.get("module"), nn.Module):
+    if isinstance(module, torch.jit.ScriptModule) or not isinstance(module._modules.get("module"), nn.Module):
         return None
     alone = len(module._modules) == 1 and not module._parameters and not module._buffers
     known = isinstance(module, _WRAPPERS) or any(kind.__name__ in _WRAPPER_NAMES for kind in type(module).__mro__)
