@@ -147,7 +147,24 @@ def build(folder: Path, *, members: int = 3, classes: int = 2, texts: int = 300)
             },
             "differences": {"of": "MultiSWAG", "minus": {METHODS[i]: _gaps(7 - i) for i in range(7)}},
             "temperature": [2.1 + 0.1 * i for i in range(members)],
-            "chosen": {"early_stop_epoch": [2] * members},
+            "chosen": {"early_stop_epoch": [2] * members, "start": 2, "learning_rate": 0.02, "scale": 1.0},
+            "shipped": {
+                "method": "MultiSWA",
+                "certain": False,
+                "rows": [
+                    {
+                        "method": m,
+                        "passes": 1 + i,
+                        "nll": 0.5 - 0.02 * i,
+                        "behind": 0.02 * (7 - i),
+                        "behind_error": 0.01,
+                        "tied": i >= 6,
+                    }
+                    for i, m in enumerate(METHODS)
+                ],
+            },
+            "tried": [{"start": 2, "learning_rate": rate, "scale": 0.0, "nll": 0.4 + rate} for rate in (0.02, 0.05)],
+            "optimism": 0.001,
             "n_test": texts,
             "n_validation": 100,
             "n_train": 600,

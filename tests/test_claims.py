@@ -24,7 +24,9 @@ from lowland.studies.text import demo
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
-NUMBER = r"[+\u2212-]?\d[\d,]*(?:\.\d+)?"
+NUMBER = r"[+\u2212-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+# Names of rows and methods that hold a number.
+NAMES = r"(?:Multi)?A?(?:SWAG?|SGD) 1\.\d+|epoch 1\b|Hits@\d+(?:/\d+)*|\b[23][piu]\b"
 
 
 def got(data: dict[str, Any], claim: str) -> float:
@@ -131,7 +133,7 @@ def without_source(page: str, text: str) -> list[str]:
     left = []
     for block in re.findall(r"<!-- results:begin -->(.*?)<!-- results:end -->", rest, re.DOTALL):
         # Code, targets of links and names that hold a digit are no claims.
-        prose = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", " ", block, flags=re.DOTALL)
+        prose = re.sub(rf"```.*?```|`[^`]*`|\]\([^)]*\)|{NAMES}", " ", block, flags=re.DOTALL)
         left += re.findall(rf"(?<![\w.-]){NUMBER}(?![\w-]*[A-Za-z])", prose)
     return left
 

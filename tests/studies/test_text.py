@@ -1,5 +1,6 @@
 """A whole text study on a random encoder: what its folder holds, that it repeats, and that it survives being killed."""
 
+import csv
 import json
 import os
 import random
@@ -18,10 +19,11 @@ pytest.importorskip("peft")
 
 import lowland
 from lowland.calibration import summary
-from lowland.studies.adapters.comparison import METHODS
+from lowland.studies.adapters.comparison import COMBINED, METHODS
+from lowland.studies.adapters.outputs import key_of
 from lowland.studies.adapters.tokens import fitting_length
-from lowland.studies.runs.folder import read_arrays, read_json, require_space, write_bytes
-from lowland.studies.text import from_mapping, read_config, read_study, run_text_study
+from lowland.studies.runs.folder import read_arrays, read_json, require_space, write_bytes, write_json
+from lowland.studies.text import from_mapping, read_config, read_study, review_texts, run_text_study
 
 from .tiny_study import prepare, settings
 
@@ -191,6 +193,88 @@ def test_upper_layers_only_and_cls_pooling_run_too(home: Path, tmp_path: Path) -
     # One member: the ensembles are that member.
     methods = metrics["methods"]
     assert methods["deep ensemble"]["nll"]["value"] == pytest.approx(methods["base"]["nll"]["value"])
+
+
+def test_every_method_answers_new_texts_as_it_did_the_test_texts(finished: Path, tmp_path: Path) -> None:
+    arrays, metrics = read_arrays(finished / "probabilities.npz"), read_json(finished / "metrics.json")
+    with (finished / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    texts = [row["text"] for row in rows]
+    own = shutil.copytree(finished, tmp_path / "run")
+    for method in METHODS:
+        key, member = key_of(method), metrics["shipped"]["members"].get(method, 0)
+        expected = arrays.get(f"test_members_{key}", arrays[f"test_{key}"][None])[
+            member if method not in COMBINED else 0
+        ]
+        write_json(own / "metrics.json", {**metrics, "shipped": {**metrics["shipped"], "method": method}})
+        shipped = review_texts(own, texts)  # the run ships this one
+        assert shipped.method == method and not shipped.why
+        assert np.allclose(shipped.probs.numpy(), expected, atol=1e-5)
+        asked = review_texts(finished, texts, method=method.upper().replace("-", " "))
+        assert asked.method == method and torch.equal(asked.probs, shipped.probs)
+    said = review_texts(finished, texts)
+    assert said.method == metrics["shipped"]["method"]
+    assert np.allclose(
+        said.probs.numpy(), [[float(row[f"p_{name}"]) for name in said.names] for row in rows], atol=1e-5
+    )
+    assert np.allclose(said.expected_entropy.numpy(), [float(row["expected_entropy"]) for row in rows], atol=1e-5)
+    with pytest.raises(ValueError, match="no method 'median': name one of base, early-stopped base"):
+        review_texts(finished, texts, method="median")
+    old = {key: value for key, value in metrics.items() if key not in ("shipped", "tried", "optimism")}
+    write_json(own / "metrics.json", {**old, "chosen": {"early_stop_epoch": metrics["chosen"]["early_stop_epoch"]}})
+    shutil.rmtree(own / "weights")
+    answered = review_texts(own, texts)
+    assert answered.method == "MultiSWAG" and "older than the choice" in answered.notes()[0]
+    with pytest.raises(ValueError, match="base.safetensors is missing, so base cannot answer"):
+        review_texts(own, texts, method="base")
+
+
+def test_the_second_phase_is_chosen_on_validation_texts(home: Path, tmp_path: Path) -> None:
+    own = settings(home, seeds=[1, 2], epochs=3, base_rate=1e-3)
+    own["swag"] |= {"other_rates": [0.3], "other_starts": [2]}
+    own["evaluation"] |= {"other_scales": [0.5]}
+    metrics = run_text_study(from_mapping(own), tmp_path / "run")
+    tried, chosen = metrics["tried"], metrics["chosen"]
+    rates = {one["learning_rate"]: one["nll"] for one in tried if one["start"] == 1 and one["scale"] == 0}
+    assert set(rates) == {0.02, 0.3} and chosen["learning_rate"] == min(rates, key=rates.__getitem__)
+    starts = {o["start"]: o["nll"] for o in tried if o["learning_rate"] == chosen["learning_rate"] and o["scale"] == 0}
+    assert set(starts) == {1, 2} and chosen["start"] == min(starts, key=starts.__getitem__)
+    scales = {one["scale"]: one["nll"] for one in tried if one["scale"] > 0}
+    assert set(scales) == {0.5, 1.0} and chosen["scale"] == min(scales, key=scales.__getitem__)
+    # All members took the choice, and its draws are what was looked at.
+    history = read_json(tmp_path / "run" / "history.json")["members"]
+    assert [one["swag"]["lr"][0] for one in history] == [chosen["learning_rate"]] * 2
+    assert [len(one["swag"]["validation"]) for one in history] == [3 - chosen["start"]] * 2
+    arrays = read_arrays(tmp_path / "run" / "probabilities.npz")
+    drawn = summary(arrays["validation_members_swag"][0], arrays["validation_labels"])["nll"]
+    assert drawn == pytest.approx(scales[chosen["scale"]], abs=1e-9)
+    # The base model at a rate of its own has its rows.
+    assert [one["tuned"]["lr"][0] for one in history] == [1e-3] * 2
+    assert list(metrics["methods"])[:2] == ["base", "base, tuned rate"]
+    assert np.allclose(arrays["test_deep_ensemble_tuned_rate"], arrays["test_members_base_tuned_rate"].mean(0))
+    assert review_texts(tmp_path / "run", ["the dog was warm"], method="base, tuned rate").method == "base, tuned rate"
+    # Cut off and gone on with, it chooses the same.
+    again = shutil.copytree(tmp_path / "run", tmp_path / "again")
+    for path in (again / "metrics.json", *(again / "stages" / "member-0").glob("*scale-0.5.npz")):
+        path.unlink()
+    assert run_text_study(from_mapping(own), again, resume=True) == metrics
+
+
+def test_own_files_are_searched_and_the_packaged_set_is_not() -> None:
+    own = from_mapping({"data": {"train": "a.csv"}})
+    assert (own.swag.other_rates, own.swag.other_starts, own.evaluation.other_scales) == (
+        (0.008, 0.05),
+        (4,),
+        (0.5, 2.0),
+    )
+    short = {"training": {"epochs": 1}, "swag": {"start": 0, "other_rates": []}, "evaluation": {"other_scales": []}}
+    said = from_mapping({"data": {"train": "a.csv"}, **short})
+    assert (said.swag.other_rates, said.swag.other_starts, said.evaluation.other_scales) == ((), (), ())
+    assert from_mapping({"data": {"name": "insults"}}).swag.other_rates == ()
+    with pytest.raises(ValueError, match="swag.start must come before the last epoch, got start 9 of 8 epochs"):
+        from_mapping({"swag": {"other_starts": [9]}})
+    with pytest.raises(ValueError, match="swag.other_rates must be positive numbers"):
+        from_mapping({"swag": {"other_rates": [0.0]}})
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

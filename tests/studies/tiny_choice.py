@@ -70,8 +70,8 @@ def settings(folder: Path, kind: str) -> dict[str, Any]:
         "model": {"kind": kind, "model": str(folder / kind), "max_length": 64 if kind == "letters" else 16},
         "lora": {"rank": 2, "alpha": 4, "dropout": 0.2, "layers": [1]},
         "training": {"seeds": [1, 2], "epochs": 2, "batch_size": 8, "learning_rate": 5e-3},
-        "swag": {"start": 1, "learning_rate": 1e-3, "anneal": 0.5, "every": "1 step", "rank": 3},
-        "evaluation": {"samples": 3, "dropout_samples": 3, "resamples": 50, "bins": 10},
+        "swag": {"start": 1, "learning_rate": 1e-3, "anneal": 0.5, "every": "1 step", "rank": 3, "other_rates": []},
+        "evaluation": {"samples": 3, "dropout_samples": 3, "resamples": 50, "bins": 10, "other_scales": []},
     }
 
 

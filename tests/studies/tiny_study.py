@@ -97,8 +97,8 @@ def settings(folder: Path, **training: Any) -> dict[str, Any]:
             "monitor_texts": 20,
             **training,
         },
-        "swag": {"start": 1, "learning_rate": 0.02, "every": "1 step", "rank": 4},
-        "evaluation": {"samples": 2, "resamples": 50, "bins": 10},
+        "swag": {"start": 1, "learning_rate": 0.02, "every": "1 step", "rank": 4, "other_rates": []},
+        "evaluation": {"samples": 2, "resamples": 50, "bins": 10, "other_scales": []},
     }
 
 

@@ -24,11 +24,14 @@ def predict(
         str | None, typer.Option(help="The column with the texts \\[default: that of the study].")
     ] = None,
     risk: Annotated[float, typer.Option(help="Share of wrong answers you accept where no person looks.")] = 0.05,
+    method: Annotated[
+        str | None, typer.Option(help="A row of the study's table, such as SWA \\[default: what the study ships].")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="CSV to write \\[default: beside the input].")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     as_json: screen.Json = False,
 ) -> None:
-    """Classify new texts by a study's MultiSWAG, and say which of them a person should see."""
+    """Classify new texts by the method that a study ships, and say which of them a person should see."""
     from ..studies.tables import looked_at, read_table
     from ..studies.text.datasets import texts_of
     from ..studies.text.review import check_run, review_texts, sentence, write_reviewed
@@ -50,7 +53,7 @@ def predict(
         raise ValueError(f"{error}{whose}") from None
     texts = texts_of(table, name)
     with screen.bars() as bars:
-        reviewed = review_texts(run, texts, risk, bars)
+        reviewed = review_texts(run, texts, risk, bars, method)
     kept = {other: values for other, values in table.columns.items() if other != name}
     write_reviewed(target, reviewed, texts, kept)
     notes = ([f"the file {input_file.name} was read with {written}"] if str(written) else []) + reviewed.notes()
@@ -60,6 +63,7 @@ def predict(
     screen.show(_classes(reviewed))
     for note in notes:
         screen.say(f"{note[:1].upper()}{note[1:]}.")
+    screen.say(f"{reviewed.method} answered.")
     screen.say(
         f"{sentence(reviewed)}. Wrote {target}: sort it by `entropy` and look at the rows with review = yes first."
     )
@@ -85,6 +89,7 @@ def _plain(reviewed: Reviewed, target: Path, notes: list[str]) -> dict[str, Any]
     number, answered, wrong = reviewed.checked
     counted = Counter(reviewed.names[index] for index in reviewed.probs.argmax(1).tolist())
     return {
+        "method": reviewed.method,
         "texts": len(reviewed.probs),
         "review": int(reviewed.review.sum()),
         "classes": {name: counted[name] for name in reviewed.names},

@@ -1,4 +1,4 @@
-"""The eight methods of a text study on the same texts: their metrics, their differences, and a sentence about them."""
+"""The methods of a text study on the same texts: their metrics, their differences, and a sentence about them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,24 @@ METHODS = (
 )
 RIVALS = ("base", "early-stopped base", "temperature-scaled base", "deep ensemble")  # what the verdict compares with
 TRAINED = {"base": "base", "early": "early-stopped base", "swa": "SWA", "swag": "SWAG"}  # what a member predicts with
-COMBINED = {"deep ensemble": "base", "MultiSWA": "SWA", "MultiSWAG": "SWAG"}  # means of members' probabilities
+# Means of members' probabilities.
+COMBINED = {
+    "deep ensemble": "base",
+    "deep ensemble, tuned rate": "base, tuned rate",
+    "MultiSWA": "SWA",
+    "MultiSWAG": "SWAG",
+}
+TUNED = "base, tuned rate"
+
+
+def with_tuned(methods: Sequence[str]) -> tuple[str, ...]:
+    """Return the methods with the base model at a rate of its own, and the ensemble of such, beside theirs.
+
+    >>> with_tuned(("base", "SWA", "deep ensemble"))
+    ('base', 'base, tuned rate', 'SWA', 'deep ensemble', 'deep ensemble, tuned rate')
+    """
+    beside = {"base": TUNED, "deep ensemble": "deep ensemble, tuned rate"}
+    return tuple(each for method in methods for each in (method, beside.get(method)) if each)
 
 
 class Judging(Protocol):
@@ -86,7 +103,8 @@ def compare(
             temper(probs, t) for probs, t in zip(split["base"], temperatures, strict=True)
         ]
         for method, part in COMBINED.items():
-            split[method] = [torch.stack(split[part]).mean(0)]
+            if part in split:
+                split[method] = [torch.stack(split[part]).mean(0)]
     ours = "MultiSWAG"
 
     def again() -> dict[str, Any]:  # the same resamples for every method

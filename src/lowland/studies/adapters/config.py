@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from ..runs.settings import BELOW_ONE, DIFFERENT_SEEDS, POSITIVE, SHARE, SWAG_RANK, Rule, at_least
+from ..runs.settings import BELOW_ONE, DIFFERENT_SEEDS, POSITIVE, SHARE, SWAG_RANK, Rule, at_least, each_at_least
 from ..runs.settings import period as period
 
 
@@ -49,13 +51,42 @@ ADAPTER_RULES: dict[str, Rule] = {
     "swag.start": at_least(0),
     "swag.learning_rate": POSITIVE,
     "swag.rank": SWAG_RANK,
+    "swag.other_starts": each_at_least(0),
+    "swag.other_rates": Rule(lambda rates: all(0 < rate < math.inf for rate in rates), "be positive numbers"),
     "evaluation.samples": at_least(1),
     "evaluation.scale": at_least(0),
+    "evaluation.other_scales": each_at_least(0),
     "evaluation.bins": at_least(1),
     "evaluation.resamples": at_least(10),
     "evaluation.level": SHARE,
     "evaluation.batch_size": at_least(1),
 }
+
+
+RATE_STEP = 2.5  # between the rates of the second phase that a study of own data tries
+OTHER_SCALES = (0.5, 2.0)
+
+
+def searched(sections: dict[str, Any], given: dict[str, Any], default: Any) -> None:
+    """Have a study of own data try rates, starts and scales of the second phase, where it says nothing of them.
+
+    What was tuned on the packaged sets need not suit another one: rates below and above, a start at half of the epochs,
+    half and twice the covariance.
+    """
+    swag = sections.get("swag", default.swag)
+    training = sections.get("training", default.training)
+    evaluation = sections.get("evaluation", default.evaluation)
+    said = {key for section in ("swag", "evaluation") for key in given.get(section, {})}
+    later = max(1, training.epochs // 2)
+    changes: dict[str, Any] = {}
+    if "other_rates" not in said:
+        rates = (swag.learning_rate / RATE_STEP, swag.learning_rate * RATE_STEP)
+        changes["other_rates"] = tuple(float(f"{rate:.3g}") for rate in rates)
+    if "other_starts" not in said and swag.start < later < training.epochs:
+        changes["other_starts"] = (later,)
+    sections["swag"] = dataclasses.replace(swag, **changes)
+    if "other_scales" not in said:
+        sections["evaluation"] = dataclasses.replace(evaluation, other_scales=OTHER_SCALES)
 
 
 LENGTH = Rule(lambda length: length == 0 or length >= 4, "be 0 (chosen from the texts) or at least 4")
@@ -92,7 +123,7 @@ def check_adapters(study: Any) -> None:
     Raises:
         ValueError: SWAG starts too late, its period cannot be read, or there is no one source of data.
     """
-    start, epochs = study.swag.start, study.training.epochs
+    start, epochs = max(study.swag.start, *study.swag.other_starts, 0), study.training.epochs
     if not start < epochs:
         raise ValueError(
             f"swag.start must come before the last epoch, got start {start} of {epochs} epochs: lower it, or train "
@@ -110,7 +141,7 @@ def check_snapshots(study: Any, items: int) -> None:
         ValueError: it will not.
     """
     every, unit = period(study.swag.every)
-    epochs = study.training.epochs - study.swag.start
+    epochs = study.training.epochs - max(study.swag.start, *study.swag.other_starts, 0)
     steps = epochs * -(-items // study.training.batch_size)
     count = (steps if unit == "step" else epochs) // every
     if count < 2:

@@ -56,9 +56,15 @@ class Material:
     sets: Mapping[str, Corpus]
     monitor: Corpus  # the validation examples that are looked at after each epoch
     labels: Mapping[str, Sequence[int]]
-    phases: tuple[Phase, Phase]
+    phased: Callable[[Any], tuple[Phase, ...]]  # the phases of a study: AdamW, SWAG, and AdamW at a tuned rate
     variants: Mapping[str, str]  # what a member predicts with, and how the study calls it
     progress: Progress
+    second: str = "swag"  # how the files of the second phase are called
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases of training."""
+        return self.phased(self.study)
 
     @property
     def steps(self) -> int:
@@ -81,21 +87,35 @@ class Member:
 
     def run(self) -> None:
         """Run the stages that have not been run; what a killed stage left behind is overwritten."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._first()
-        self._second()
+        self.first()
+        self.second()
+        if "tuned" in self.shared.variants:
+            self._tuned()
         for key in self.shared.variants:
             self._prediction(key)
 
     # Phases of training.
 
-    def _first(self) -> None:
+    def first(self) -> None:
+        """Train by AdamW and keep the weights after each epoch."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+
         def keep(epoch: int) -> None:
             save(clone_of(self._weights()), self.folder / f"epoch-{epoch}.safetensors")
 
-        self._phase("adamw", self.shared.phases[0], lambda step: None, keep, begin=lambda: keep(0))
+        self._phase("adamw", "AdamW", self.shared.phases[0], lambda step: None, keep, begin=lambda: keep(0))
 
-    def _second(self) -> None:
+    def _tuned(self) -> None:
+        phase = self.shared.phases[2]
+
+        def keep(epoch: int) -> None:
+            if epoch == phase.epochs:
+                save(clone_of(self._weights()), self.folder / "tuned.safetensors")
+
+        self._phase("tuned", "AdamW, tuned rate", phase, lambda step: None, keep)
+
+    def second(self) -> None:
+        """Train on from the first phase and fit a SWAG to what is passed."""
         settings, phase, model = self.shared.study.swag, self.shared.phases[1], self.shared.adapted.model
         swag = SWAG(rank=settings.rank, select=trainable)
         every, unit = period(settings.every)
@@ -108,21 +128,22 @@ class Member:
             if unit == "epoch" and epoch % every == 0:
                 swag.update(model)
             if epoch == phase.epochs:
-                save(swag, self.folder / "swag.safetensors")
+                save(swag, self.folder / f"{self.shared.second}.safetensors")
 
-        self._phase("swag", phase, after_step, after_epoch)
+        self._phase(self.shared.second, "SWAG", phase, after_step, after_epoch)
 
     def _phase(
         self,
         name: str,
+        title: str,
         phase: Phase,
         after_step: Callable[[int], None],
         after_epoch: Callable[[int], None],
         begin: Callable[[], None] = lambda: None,
     ) -> None:
         shared = self.shared
-        title, file = {"adamw": "AdamW", "swag": "SWAG"}[name], self.folder / f"{name}.json"
-        shared.progress.begin(self._title(title), self._work(phase.epochs))
+        file = self.folder / f"{name}.json"
+        shared.progress.begin(self._title(title), self.training(phase.epochs))
         if not file.exists():
             weights = phase.start(self)
             if weights is not None:
@@ -159,7 +180,7 @@ class Member:
             epochs=phase.epochs,
             batch_size=settings.batch_size,
             clip=settings.clip,
-            seed=self.seed if name == "adamw" else self.seed + 2**31,
+            seed=self.seed + 2**31 if name == self.shared.second else self.seed,
             after_step=stepped,
             after_epoch=looked,
         )
@@ -195,7 +216,7 @@ class Member:
         settings, drawn = self.shared.study.evaluation, key == "swag"
         posterior: Drawable = self.weights(key) if not drawn else {}
         if drawn:
-            posterior = load(self.folder / "swag.safetensors").tempered(settings.scale)
+            posterior = self.posterior().tempered(settings.scale)
         found = predicted(
             self.shared.adapted,
             posterior,
@@ -241,7 +262,31 @@ class Member:
             model, examples, self.shared.study.evaluation.batch_size, self.shared.progress.advance
         )
 
+    def tried(self, scale: float) -> Tensor:
+        """Return the validation probabilities (N, C) of the second phase's mean (scale 0), or of draws at a scale."""
+        settings, path = self.shared.study.evaluation, self.folder / f"{self.shared.second}-scale-{scale:g}.npz"
+        checked = {"validation": self.shared.sets["validation"]}
+        self.shared.progress.begin(self._title(f"validation at scale {scale:g}"), self.trying(scale))
+        if not path.exists():
+            found = predicted(
+                self.shared.adapted,
+                self.posterior().tempered(scale) if scale else self.posterior().mean(),
+                checked,
+                settings.batch_size,
+                samples=settings.samples if scale else None,
+                done=self.shared.progress.advance,
+                generator=stream(self.seed, "draws"),
+            )
+            write_arrays(path, {"validation": found["validation"].probs.numpy()})
+        self.shared.progress.end("")
+        return torch.from_numpy(read_arrays(path)["validation"])
+
     # What the stages left.
+
+    def posterior(self) -> SWAG:
+        """Return the Gaussian that the second phase fitted."""
+        swag: SWAG = load(self.folder / f"{self.shared.second}.safetensors")
+        return swag
 
     def epoch(self, number: int) -> Weights:
         """Return the weights after an epoch of the first phase; 0 is where it started."""
@@ -249,10 +294,12 @@ class Member:
         return weights
 
     def weights(self, key: str) -> Weights:
-        """Return the weights of "base", "early" or "swa"."""
+        """Return the weights of "base", "early", "swa" or "tuned"."""
         if key == "swa":
-            mean: Weights = load(self.folder / "swag.safetensors").mean()
-            return mean
+            return self.posterior().mean()
+        if key == "tuned":
+            tuned: Weights = load(self.folder / "tuned.safetensors")
+            return tuned
         return self.epoch(self.shared.phases[0].epochs if key == "base" else self.early_epoch())
 
     def early_epoch(self, last: int | None = None) -> int:
@@ -265,8 +312,8 @@ class Member:
         return int(min(looks, key=lambda look: (look["nll"], look["epoch"]))["epoch"]) if looks else 0
 
     def history(self, name: str) -> dict[str, Any]:
-        """Return the history of a phase."""
-        stage: dict[str, Any] = read_json(self.folder / f"{name}.json")
+        """Return the history of a phase: "adamw", "swag" or "tuned"."""
+        stage: dict[str, Any] = read_json(self.folder / f"{self.shared.second if name == 'swag' else name}.json")
         return stage
 
     def predictions(self, key: str) -> tuple[Voted, float]:
@@ -285,10 +332,15 @@ class Member:
 
     def work(self) -> float:
         """Return what all stages cost."""
-        training = sum(self._work(phase.epochs) for phase in self.shared.phases)
+        training = sum(self.training(phase.epochs) for phase in self.shared.phases)
         return training + sum(self.passes(key) for key in self.shared.variants) * self._examples()
 
-    def _work(self, epochs: int) -> float:
+    def trying(self, scale: float) -> float:
+        """Return what it costs to look at a scale."""
+        passes = int(self.shared.study.evaluation.samples) if scale else 1
+        return passes * len(self.shared.sets["validation"])
+
+    def training(self, epochs: int) -> float:
         batch = int(self.shared.study.training.batch_size)
         return epochs * (self.shared.steps * batch * STEP_COST + len(self.shared.monitor))
 

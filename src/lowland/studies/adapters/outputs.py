@@ -31,8 +31,8 @@ def probability_arrays(
     for name, split in (("test", compared.test), ("validation", compared.validation)):
         for method, each in split.items():
             arrays[f"{name}_{key_of(method)}"] = each[0].numpy()
-            if name == "test" and method not in COMBINED:
-                arrays[f"test_members_{key_of(method)}"] = torch.stack(each).numpy()
+            if method not in COMBINED:
+                arrays[f"{name}_members_{key_of(method)}"] = torch.stack(each).numpy()
     return arrays
 
 
@@ -119,7 +119,7 @@ def write_timings(path: Path, rows: list[dict[str, Any]], draws: int, seconds: f
 def key_of(method: str) -> str:
     """Return a method's name as it stands in the keys of arrays.
 
-    >>> key_of("early-stopped base")
-    'early_stopped_base'
+    >>> key_of("early-stopped base"), key_of("base, tuned rate")
+    ('early_stopped_base', 'base_tuned_rate')
     """
-    return method.lower().replace("-", "_").replace(" ", "_")
+    return method.lower().replace(",", "").replace("-", "_").replace(" ", "_")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..adapters.config import ADAPTER_RULES, MODEL_NAME, Lora, check_adapters, in_epochs
+from ..adapters.config import ADAPTER_RULES, MODEL_NAME, Lora, check_adapters, in_epochs, searched
 from ..runs.settings import BELOW_ONE, POSITIVE, at_least, check, one_of, read_toml, sections_of
 
 
@@ -65,6 +65,8 @@ class Swag:
     anneal: float = 1.0  # epochs until that rate is reached
     every: str = "10 steps"  # a snapshot; or "epoch"
     rank: int = 20
+    other_starts: tuple[int, ...] = ()  # tried by the first member; the best on validation questions is taken by all
+    other_rates: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Evaluation:
     samples: int = 10  # draws a member
     dropout_samples: int = 10  # passes of MC dropout a member
     scale: float = 1.0  # of the covariance; 1 is the paper's
+    other_scales: tuple[float, ...] = ()  # tried as the other starts and rates
     bins: int = 20  # of the calibration error, equal width
     resamples: int = 1000  # of the bootstrap
     level: float = 0.95
@@ -174,6 +177,7 @@ def from_mapping(given: dict[str, Any]) -> ChoiceStudy:
         changes: dict[str, Any] = {"name": ""} if "name" not in data else {}
         changes |= {} if "shifted" in data else {"shifted": ()}
         sections["data"] = dataclasses.replace(sections["data"], **changes)
+        searched(sections, given, ChoiceStudy())
     if "lora" in given and "dropout" not in given["lora"]:
         sections["lora"] = dataclasses.replace(sections["lora"], dropout=0.1)
     return ChoiceStudy(**sections)

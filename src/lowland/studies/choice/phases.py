@@ -15,7 +15,7 @@ from ..runs.randomness import stream
 from .config import ChoiceStudy
 
 
-def phases(study: ChoiceStudy, head: Weights) -> tuple[Phase, Phase]:
+def phases(study: ChoiceStudy, head: Weights) -> tuple[Phase, ...]:
     """Return both phases; the first starts from random adapters and `head`, the second from the best epoch so far."""
     training, swag = study.training, study.swag
 

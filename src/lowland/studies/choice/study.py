@@ -23,8 +23,9 @@ from lowland.weights import clone_of
 from ..adapters.classifier import need_extra
 from ..adapters.comparison import METHODS, TRAINED, Compared, Predictions, compare
 from ..adapters.config import check_snapshots
-from ..adapters.ending import Shown, write_run, write_times
+from ..adapters.ending import Shown, choose_shipped, expected_entropy, write_run, write_times
 from ..adapters.member import Material, Member, Voted
+from ..adapters.settling import Settled, run_members
 from ..adapters.tokens import cut_sentence
 from ..runs.folder import write_json
 from ..runs.opening import begin, finished, read_configured
@@ -93,17 +94,13 @@ def run_choice_study(
                 sets,
                 sets["validation"],
                 {name: [question.answer for question in part] for name, part in questions.items()},
-                phases(study, head),
+                lambda one: phases(one, head),
                 VARIANT_METHODS,
                 progress,
             )
-            stages = folder / "stages"
-            members = [Member(i, shared, stages / f"member-{i}") for i in range(len(study.training.seeds))]
-            progress.plan(sum(member.work() for member in members))
             prepared = time.perf_counter() - begun
-            for member in members:
-                member.run()
-            return _finish(Asked(shared, questions), folder, members, prepared, {"notes": notes})
+            members, settled = run_members(shared, folder / "stages")
+            return _finish(Asked(settled.shared, questions), folder, members, settled, prepared, {"notes": notes})
 
 
 def read_choice_study(folder: Path) -> ChoiceStudy:
@@ -134,7 +131,9 @@ class Asked:
         return list(self.shared.labels[name])
 
 
-def _finish(asked: Asked, folder: Path, members: list[Member], prepared: float, read: dict[str, Any]) -> dict[str, Any]:
+def _finish(
+    asked: Asked, folder: Path, members: list[Member], settled: Settled, prepared: float, read: dict[str, Any]
+) -> dict[str, Any]:
     begun = time.perf_counter()
     study = asked.study
     found = [{key: member.predictions(key) for key in VARIANT_METHODS} for member in members]
@@ -144,10 +143,13 @@ def _finish(asked: Asked, folder: Path, members: list[Member], prepared: float, 
     outside = [name for name in asked.shared.sets if name not in ("validation", "test")]
     shifted = {name: _shifted(asked, voted, name) for name in outside}
     names = list(LETTERS[: _width(asked, "test")])
+    entropies = [{key: parts["test_entropy"] for key, parts in one.items()} for one in voted]
+    shipped, said = choose_shipped(study, compared, asked.labels("validation"), settled, "questions")
     metrics = {
         **compared.metrics,
+        **said,
         "shifted": shifted,
-        "chosen": {"early_stop_epoch": [member.early_epoch() for member in members]},
+        "chosen": {"early_stop_epoch": [member.early_epoch() for member in members], **said["chosen"]},
         "n_test": len(asked.shared.sets["test"]),
         "n_validation": len(asked.shared.sets["validation"]),
         "n_train": len(asked.shared.train),
@@ -161,9 +163,9 @@ def _finish(asked: Asked, folder: Path, members: list[Member], prepared: float, 
         asked.labels("validation"),
         names,
         "last",
-        torch.stack([one["swag"]["test_entropy"] for one in voted]).mean(0),
+        expected_entropy(entropies, VARIANT_METHODS, compared, shipped),
     )
-    histories = write_run(study, folder, members, asked.shared.adapted, compared, shown)
+    histories = write_run(study, folder, members, asked.shared.adapted, compared, shown, shipped)
     write_times(study, folder, histories, seconds, sum(map(len, asked.shared.sets.values())), prepared, begun)
     write_json(folder / "metrics.json", metrics)
     return metrics

@@ -39,6 +39,9 @@ def render(run: Run) -> str:
         things=things,
         notes=[f"{note[:1].upper()}{note[1:]}" for note in run.metrics.get("notes", [])],
         thing=things.removesuffix("s"),
+        shipped=tables.shipped(run),
+        shipping=tables.shipping(run),
+        tried=tables.tried(run),
         groups={
             "uncertain": tables.uncertain(run.texts),
             "wrong": tables.confidently_wrong(run.texts),
@@ -116,7 +119,8 @@ def _loss_top(run: Run) -> float:
 
 def _branch(run: Run) -> float | None:
     """Share of the AdamW phase after which the SWAG phase starts, if the configuration says it."""
-    start, epochs = run.settings.get("swag", {}).get("start"), run.settings.get("training", {}).get("epochs")
+    start = run.metrics.get("chosen", {}).get("start", run.settings.get("swag", {}).get("start"))
+    epochs = run.settings.get("training", {}).get("epochs")
     return start / epochs if isinstance(start, int) and isinstance(epochs, int) and epochs > 0 else None
 
 

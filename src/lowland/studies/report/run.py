@@ -19,16 +19,19 @@ from numpy.typing import NDArray
 
 METHODS = (
     "base",
+    "base, tuned rate",
     "early-stopped base",
     "temperature-scaled base",
     "MC dropout",
     "SWA",
     "SWAG",
     "deep ensemble",
+    "deep ensemble, tuned rate",
     "MultiSWA",
     "MultiSWAG",
 )
-OPTIONAL = ("MC dropout",)  # of choice studies only
+# Of choice studies, or of text studies that train the base model at a rate of its own.
+OPTIONAL = ("MC dropout", "base, tuned rate", "deep ensemble, tuned rate")
 METRICS = ("precision", "recall", "f1", "accuracy", "nll", "ece", "brier", "mcc")
 # What reading a damaged file raises, whatever its format.
 BROKEN = (
@@ -105,6 +108,19 @@ def read(folder: Path) -> Run:
                     _number(gaps[metric][bound], f"differences.minus.{method}.{metric}.{bound}")
         for key, kind in (("verdict", str), ("labels", list), ("n_test", int), ("n_train", int), ("n_validation", int)):
             _kind(metrics[key], kind, key)
+        if "shipped" in metrics:
+            shipped = _kind(metrics["shipped"], dict, "shipped")
+            _kind(shipped["method"], str, "shipped.method")
+            _kind(shipped["certain"], bool, "shipped.certain")
+            for i, row in enumerate(_kind(shipped["rows"], list, "shipped.rows")):
+                _kind(row["method"], str, f"shipped.rows[{i}].method")
+                for key in ("passes", "nll", "behind", "behind_error"):
+                    _number(row[key], f"shipped.rows[{i}].{key}")
+            for i, one in enumerate(_kind(metrics["tried"], list, "tried")):
+                for key in ("start", "learning_rate", "scale", "nll"):
+                    _number(one[key], f"tried[{i}].{key}")
+            for key in ("start", "learning_rate", "scale"):
+                _number(metrics["chosen"][key], f"chosen.{key}")
     with _blaming(folder / "timings.json"):
         for i, phase in enumerate(_kind(timings["phases"], list, "phases")):
             _kind(phase["phase"], str, f"phases[{i}].phase")
@@ -186,7 +202,7 @@ def _probabilities(path: Path, methods: Sequence[str]) -> tuple[NDArray[np.integ
         labels = arrays["test_labels"]
         probs: dict[str, Floats] = {}
         for method in methods:
-            name = method.lower().replace("-", "_").replace(" ", "_")
+            name = method.lower().replace(",", "").replace("-", "_").replace(" ", "_")
             key = f"test_members_{name}" if f"test_members_{name}" in arrays else f"test_{name}"
             probs[method] = arrays[key] if arrays[key].ndim == 3 else arrays[key][None]
             if probs[method].ndim != 3 or probs[method].shape[1] != len(labels):

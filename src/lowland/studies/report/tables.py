@@ -11,13 +11,14 @@ TITLES = {
     "nll": "NLL", "ece": "ECE", "brier": "Brier", "mcc": "MCC",
 }  # fmt: skip
 PHASES = {
-    "prepare": "reading", "adamw": "AdamW phase", "swag": "SWAG phase", "predict": "predictions",
-    "compare": "comparison",
+    "prepare": "reading", "adamw": "AdamW phase", "swag": "SWAG phase", "tuned": "AdamW phase, tuned rate",
+    "predict": "predictions", "compare": "comparison",
 }  # fmt: skip
 PAIRED = ("f1", "accuracy", "nll", "ece", "brier")
 LOWER = ("nll", "ece", "brier")  # better when lower
 MEANINGS = {
     "base": "Fine-tuned with AdamW for the whole budget, the weights of the last step: what most people would deploy.",
+    "base, tuned rate": "The same training at a rate of its own, the one that suits the base model best.",
     "early-stopped base": "The same training, stopped at the epoch with the lowest validation NLL. It costs nothing.",
     "temperature-scaled base": (
         "The base model with its logits divided by one number, fitted on the validation texts. The predicted class "
@@ -30,6 +31,7 @@ MEANINGS = {
         "probabilities averaged."
     ),
     "deep ensemble": "The probabilities of all members' base models, averaged: the rival at the same cost of training.",
+    "deep ensemble, tuned rate": "The probabilities of all members' base models of the tuned rate, averaged.",
     "MultiSWA": "The probabilities of all members' SWA models, averaged.",
     "MultiSWAG": "The probabilities of models drawn from all members' Gaussians, averaged.",
 }
@@ -256,6 +258,35 @@ def _best(methods: Mapping[str, Any], metric: str) -> list[str]:
 
 def _overlap(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
     return one["low"] <= other["high"] and other["low"] <= one["high"]
+
+
+def shipped(run: Run) -> str:
+    """The method that the run's models are shipped by; of runs from before there was a choice, MultiSWAG."""
+    return str(run.metrics["shipped"]["method"]) if "shipped" in run.metrics else "MultiSWAG"
+
+
+def shipping(run: Run) -> list[tuple[str, list[str]]]:
+    """Of each method its passes, its validation NLL, how far that is behind the best, and what was made of it."""
+    found = run.metrics.get("shipped", {"method": "", "rows": []})
+    rows = []
+    for row in found["rows"]:
+        word = "shipped" if row["method"] == found["method"] else "tied" if row["tied"] else ""
+        behind = f"{row['behind']:.3f} ± {row['behind_error']:.3f}" if row["behind"] else "best"
+        rows.append((str(row["method"]), [str(row["passes"]), number(row["nll"]), behind, word]))
+    return rows
+
+
+def tried(run: Run) -> list[list[str]]:
+    """The settings of the second phase that were tried, and the validation NLL of each; the chosen ones are marked."""
+    chosen = run.metrics.get("chosen", {})
+    return [
+        [
+            f"{one['start']}", f"{one['learning_rate']:g}", f"{one['scale']:g}" if one["scale"] else "0 (SWA)",
+            number(one["nll"]),
+            "chosen" if all(one[key] == chosen[key] for key in ("start", "learning_rate")) else "",
+        ]
+        for one in run.metrics.get("tried", [])
+    ]  # fmt: skip
 
 
 def shifted(run: Run) -> list[Shifted]:

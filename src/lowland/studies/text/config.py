@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..adapters.config import ADAPTER_RULES, LENGTH, MODEL_NAME, Lora, Model, check_adapters, in_epochs
+from ..adapters.config import ADAPTER_RULES, LENGTH, MODEL_NAME, Lora, Model, check_adapters, in_epochs, searched
 from ..runs.settings import (
     BELOW_ONE,
     SHARE,
@@ -48,6 +48,7 @@ class Training:
     learning_rate: float = 1e-3  # chosen on validation texts by benchmarks/text_tune.py
     weight_decay: float = 0.0
     clip: float = 1.0  # of the gradient's norm, in both phases
+    base_rate: float = 0.0  # above 0: the base model is trained at this rate too, for the rows "tuned rate"
     monitor_texts: int = 150  # of the validation texts, looked at after every epoch
 
 
@@ -60,6 +61,8 @@ class Swag:
     momentum: float = 0.9
     every: str = "5 steps"  # a snapshot; or "epoch"
     rank: int = 20
+    other_starts: tuple[int, ...] = ()  # tried by the first member; the best on validation texts is taken by all
+    other_rates: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Evaluation:
 
     samples: int = 6  # draws a member
     scale: float = 1.0  # of the covariance; 1 is the paper's
+    other_scales: tuple[float, ...] = ()  # tried as the other starts and rates
     bins: int = 20  # of the calibration error, equal width
     resamples: int = 1000  # of the bootstrap
     level: float = 0.95
@@ -88,6 +92,7 @@ _RULES = {
     "model.encoder_dropout": BELOW_ONE,
     "model.head_dropout": BELOW_ONE,
     **ADAPTER_RULES,
+    "training.base_rate": at_least(0),
     "training.monitor_texts": at_least(1),
     "swag.momentum": BELOW_ONE,
 }
@@ -175,4 +180,5 @@ def from_mapping(given: dict[str, Any]) -> TextStudy:
         # Own files: the counts of the demonstration are no sensible default for them.
         counts = {key: 0 for key in ("train_texts", "validation_texts", "test_texts") if key not in data}
         sections["data"] = dataclasses.replace(sections["data"], name="", **counts)
+        searched(sections, given, TextStudy())
     return TextStudy(**sections)

@@ -1,4 +1,4 @@
-"""The two phases of a text study: AdamW whose rate falls to zero, then SGD at a constant rate."""
+"""The phases of a text study: AdamW whose rate falls to zero, SGD at a constant rate, AdamW at a rate of its own."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from ..runs.randomness import stream
 from .config import TextStudy
 
 
-def phases(study: TextStudy) -> tuple[Phase, Phase]:
-    """Return the AdamW phase, from random adapters, and the SGD phase, from the weights of epoch `swag.start`."""
+def phases(study: TextStudy) -> tuple[Phase, ...]:
+    """Return the AdamW phase, from random adapters, and the SGD phase, from the weights of epoch `swag.start`.
+
+    The third, where `training.base_rate` asks for it, is the first anew at that rate.
+    """
     training, swag = study.training, study.swag
 
     def fresh(member: Member) -> None:
@@ -30,4 +33,8 @@ def phases(study: TextStudy) -> tuple[Phase, Phase]:
     def second(model: nn.Module, steps: int) -> tuple[Any, Any]:
         return sgd(model, swag.learning_rate, swag.momentum)
 
-    return Phase(training.epochs, fresh, first), Phase(training.epochs - swag.start, from_start, second)
+    def tuned(model: nn.Module, steps: int) -> tuple[Any, Any]:
+        return adamw(model, training.base_rate, training.weight_decay, training.epochs * steps)
+
+    two = Phase(training.epochs, fresh, first), Phase(training.epochs - swag.start, from_start, second)
+    return (*two, Phase(training.epochs, fresh, tuned)) if training.base_rate else two

@@ -1,4 +1,4 @@
-"""New texts through a finished study: MultiSWAG probabilities, uncertainties, and which texts a person should see."""
+"""New texts through a finished study: the shipped method's probabilities, and which texts a person should see."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowland import Mixture, load
-from lowland.calibration import entropy, risk_bound, risk_threshold
+from lowland.calibration import entropy, risk_bound, risk_threshold, temper
 
 from ..adapters.classifier import adapt, load_encoder
 from ..adapters.predicting import predicted
@@ -20,6 +19,7 @@ from ..adapters.tokens import cut_sentence, tokenise
 from ..runs.folder import read_arrays, read_json, write_rows
 from ..runs.progress import Progress, Silent
 from ..runs.randomness import own_randomness, quiet, stream
+from .answering import answering_of, checked_on
 from .config import TextStudy
 from .study import read_study
 
@@ -39,6 +39,8 @@ class Reviewed:
     empty: Tensor  # (N,) bool: texts of white space only
     checked: tuple[int, int, int]  # validation texts: all, those above the threshold, and the wrong ones of these
     cut: tuple[int, int]  # how many texts were cut, and at how many tokens
+    method: str  # that answered
+    why: str = ""  # it and no other, where that needs a word
 
     @property
     def mutual_information(self) -> Tensor:
@@ -59,7 +61,7 @@ class Reviewed:
     def notes(self) -> list[str]:
         """Say what happened to the texts on their way in."""
         shortened, length = self.cut
-        said = [cut_sentence({"new": (shortened, len(self.probs))}, length)]
+        said = [self.why, cut_sentence({"new": (shortened, len(self.probs))}, length)]
         count = int(self.empty.sum())
         if count == 1:
             said.append("1 text is empty and goes to a person")
@@ -81,14 +83,23 @@ def check_run(folder: Path) -> TextStudy:
     return study
 
 
-def review_texts(folder: Path, texts: Sequence[str], risk: float = 0.05, progress: Progress | None = None) -> Reviewed:
-    """Classify texts by the MultiSWAG of a run folder.
+def review_texts(
+    folder: Path,
+    texts: Sequence[str],
+    risk: float = 0.05,
+    progress: Progress | None = None,
+    method: str | None = None,
+) -> Reviewed:
+    """Classify texts by a method of a run folder: the one that the study chose to ship on its validation texts.
 
     The threshold is the lowest confidence from which on at most a share `risk` of the study's validation texts was
     classified wrongly; below it a text is sent to a person. Texts are cut where the study cut its own.
 
+    Args:
+        method: a row of the study's table instead, such as "MultiSWAG"; capitals and hyphens do not matter.
+
     Raises:
-        ValueError: the folder holds no finished study, there are no texts, or risk is not in [0, 1).
+        ValueError: the folder holds no finished study, or no such method; there are no texts, or risk is not in [0, 1).
     """
     progress = Silent() if progress is None else progress
     if not 0 <= risk < 1:
@@ -97,11 +108,12 @@ def review_texts(folder: Path, texts: Sequence[str], risk: float = 0.05, progres
         raise ValueError("there are no texts to classify")
     study = check_run(folder)
     metrics = read_json(folder / "metrics.json")
+    answering = answering_of(folder, study, metrics, method)
     names: list[str] = metrics["labels"]
     length = int(study.model.max_length or metrics["max_length"])
     known = read_arrays(folder / "probabilities.npz")
-    threshold = risk_threshold(known["validation_multiswag"], known["validation_labels"], risk)
-    mixture: Mixture = load(folder / "posterior.safetensors")
+    checked = checked_on(known, answering)
+    threshold = risk_threshold(checked, known["validation_labels"], risk)
     with quiet(), own_randomness():
         encoder, tokenizer, _ = load_encoder(study.model)
         tokens = tokenise(tokenizer, texts, length)
@@ -109,33 +121,44 @@ def review_texts(folder: Path, texts: Sequence[str], risk: float = 0.05, progres
         classifier = adapt(encoder, study.model, study.lora, len(names), [tokens], size)
         if torch.cuda.is_available():
             classifier.to(torch.device("cuda"))
-        members = [component.tempered(study.evaluation.scale) for component in mixture.components]  # type: ignore[union-attr]
-        count = study.evaluation.samples * len(members)
+        count = sum(part.passes for part in answering.parts)
         progress.plan(count * len(tokens))
-        progress.begin("predictions of MultiSWAG", count * len(tokens))
+        progress.begin(f"predictions of {answering.method}", count * len(tokens))
         total = expected = torch.zeros(())
-        for member, seed in zip(members, study.training.seeds, strict=True):
+        for part in answering.parts:
             found = predicted(
                 classifier,
-                member,
+                part.posterior,
                 {"new": tokens},
                 size,
-                samples=study.evaluation.samples,
+                samples=part.samples,
                 done=progress.advance,
-                generator=stream(seed, "draws"),
+                generator=stream(part.seed, "draws"),
             )["new"]
-            total = total + found.probs / len(members)
-            expected = expected + found.expected_entropy / len(members)
+            probs, own = found.probs, found.expected_entropy
+            if part.temperature is not None:
+                probs = temper(probs, part.temperature)
+                own = entropy(probs)
+            total = total + probs / len(answering.parts)
+            expected = expected + own / len(answering.parts)
         progress.end("")
     empty = torch.tensor([not text.strip() for text in texts])
-    checked = _checked(known, threshold)
     return Reviewed(
-        names, total, entropy(total), expected, threshold, risk, empty, checked, (len(tokens.shortened), length)
+        names,
+        total,
+        entropy(total),
+        expected,
+        threshold,
+        risk,
+        empty,
+        _checked(checked, known["validation_labels"], threshold),
+        (len(tokens.shortened), length),
+        answering.method,
+        answering.why,
     )
 
 
-def _checked(known: Mapping[str, Any], threshold: float) -> tuple[int, int, int]:
-    probs, labels = known["validation_multiswag"], known["validation_labels"]
+def _checked(probs: Any, labels: Any, threshold: float) -> tuple[int, int, int]:
     answered = probs.max(1) >= threshold
     wrong = answered & (probs.argmax(1) != labels)
     return len(labels), int(answered.sum()), int(wrong.sum())

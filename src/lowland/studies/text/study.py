@@ -15,11 +15,12 @@ import torch
 
 from lowland.files.replacing import alone
 
-from ..adapters.classifier import AdaptedClassifier, adapt, load_encoder, need_extra, positions_of
-from ..adapters.comparison import TRAINED, Predictions, compare
+from ..adapters.classifier import adapt, load_encoder, need_extra, positions_of
+from ..adapters.comparison import METHODS, TRAINED, TUNED, Predictions, compare, with_tuned
 from ..adapters.config import check_snapshots
-from ..adapters.ending import Shown, write_run, write_times
+from ..adapters.ending import Shown, choose_shipped, expected_entropy, write_run, write_times
 from ..adapters.member import Material, Member
+from ..adapters.settling import Settled, run_members
 from ..adapters.tokens import cut_sentence, fitting_length, tokenise, whole_tokens
 from ..runs.folder import write_json
 from ..runs.opening import begin, finished, read_configured
@@ -78,17 +79,14 @@ def run_text_study(
                 {"validation": validation, "test": test},
                 validation.first(study.training.monitor_texts),
                 {"train": splits.train.labels, "validation": splits.validation.labels, "test": splits.test.labels},
-                phases(study),
-                TRAINED,
+                phases,
+                {**TRAINED, "tuned": TUNED} if study.training.base_rate else TRAINED,
                 progress,
             )
-            members = [Member(i, shared, folder / "stages" / f"member-{i}") for i in range(len(study.training.seeds))]
-            progress.plan(sum(member.work() for member in members))
             prepared = time.perf_counter() - begun
-            for member in members:
-                member.run()
+            members, settled = run_members(shared, folder / "stages")
             read = {"notes": notes, "max_length": length, "cut": {what: list(pair) for what, pair in shortened.items()}}
-            return _finish(study, folder, splits, members, classifier, prepared, read)
+            return _finish(folder, splits, members, settled, prepared, read)
 
 
 def read_study(folder: Path) -> TextStudy:
@@ -102,40 +100,46 @@ def read_study(folder: Path) -> TextStudy:
 
 
 def _finish(
-    study: TextStudy,
-    folder: Path,
-    splits: Splits,
-    members: list[Member],
-    classifier: AdaptedClassifier,
-    prepared: float,
-    read: dict[str, Any],
+    folder: Path, splits: Splits, members: list[Member], settled: Settled, prepared: float, read: dict[str, Any]
 ) -> dict[str, Any]:
     begun = time.perf_counter()
-    loaded = [{key: member.predictions(key) for key in TRAINED} for member in members]
+    study, variants = settled.shared.study, settled.shared.variants
+    loaded = [{key: member.predictions(key) for key in variants} for member in members]
     predicted = [
         {key: Predictions(parts["validation"], parts["test"], parts["test_entropy"]) for key, (parts, _) in one.items()}
         for one in loaded
     ]
     seconds = [{key: taken for key, (_, taken) in one.items()} for one in loaded]
-    compared = compare(predicted, splits.validation.labels, splits.test.labels, study.evaluation, study.data.seed)
+    compared = compare(
+        predicted,
+        splits.validation.labels,
+        splits.test.labels,
+        study.evaluation,
+        study.data.seed,
+        trained=variants,
+        methods=with_tuned(METHODS) if "tuned" in variants else METHODS,
+    )
+    shipped, said = choose_shipped(study, compared, splits.validation.labels, settled, "texts")
     metrics = {
         **compared.metrics,
-        "chosen": {"early_stop_epoch": [member.early_epoch() for member in members]},
+        **said,
+        "chosen": {"early_stop_epoch": [member.early_epoch() for member in members], **said["chosen"]},
         "n_test": len(splits.test),
         "n_validation": len(splits.validation),
         "n_train": len(splits.train),
         "labels": splits.names,
         **read,
     }
+    entropies = [{key: part.test_entropy for key, part in one.items()} for one in predicted]
     shown = Shown(
         splits.test.texts,
         splits.test.labels,
         splits.validation.labels,
         splits.names,
         splits.names[-1],
-        torch.stack([one["swag"].test_entropy for one in predicted]).mean(0),
+        expected_entropy(entropies, variants, compared, shipped),
     )
-    histories = write_run(study, folder, members, classifier, compared, shown)
+    histories = write_run(study, folder, members, settled.shared.adapted, compared, shown, shipped)
     write_times(study, folder, histories, seconds, len(splits.validation) + len(splits.test), prepared, begun)
     write_json(folder / "metrics.json", metrics)
     return metrics
