@@ -114,8 +114,10 @@ def read(folder: Path) -> Run:
             _kind(shipped["certain"], bool, "shipped.certain")
             for i, row in enumerate(_kind(shipped["rows"], list, "shipped.rows")):
                 _kind(row["method"], str, f"shipped.rows[{i}].method")
+                _kind(row["tied"], bool, f"shipped.rows[{i}].tied")
                 for key in ("passes", "nll", "behind", "behind_error"):
                     _number(row[key], f"shipped.rows[{i}].{key}")
+            _number(metrics["optimism"], "optimism")
             for i, one in enumerate(_kind(metrics["tried"], list, "tried")):
                 for key in ("start", "learning_rate", "scale", "nll"):
                     _number(one[key], f"tried[{i}].{key}")
