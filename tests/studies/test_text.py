@@ -18,12 +18,17 @@ import torch
 pytest.importorskip("peft")
 
 import lowland
+from lowland import weights_of
 from lowland.calibration import summary
+from lowland.studies.adapters import predicting
+from lowland.studies.adapters.classifier import adapt, load_encoder
 from lowland.studies.adapters.comparison import COMBINED, METHODS
+from lowland.studies.adapters.config import Lora, Model
 from lowland.studies.adapters.outputs import key_of
-from lowland.studies.adapters.tokens import fitting_length
+from lowland.studies.adapters.tokens import fitting_length, tokenise
 from lowland.studies.runs.folder import read_arrays, read_json, require_space, write_bytes, write_json
 from lowland.studies.text import from_mapping, read_config, read_study, review_texts, run_text_study
+from lowland.weights import trainable
 
 from .tiny_study import prepare, settings
 
@@ -258,6 +263,31 @@ def test_the_second_phase_is_chosen_on_validation_texts(home: Path, tmp_path: Pa
     for path in (again / "metrics.json", *(again / "stages" / "member-0").glob("*scale-0.5.npz")):
         path.unlink()
     assert run_text_study(from_mapping(own), again, resume=True) == metrics
+
+
+@pytest.mark.parametrize(
+    ("fast", "close", "taken"), [(True, 1e-3, "bfloat16"), (True, 0.0, "float32"), (False, 1e-3, "float32")]
+)
+def test_bfloat16_is_taken_where_it_changes_nothing(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, close: float, taken: str
+) -> None:
+    encoder, tokenizer, _ = load_encoder(Model(encoder=str(home / "encoder")))
+    tokens = tokenise(
+        tokenizer, [f"the dog was {word} {index}" for index, word in enumerate(["warm", "cold"] * 20)], 16
+    )
+    adapted = adapt(encoder, Model(encoder=str(home / "encoder")), Lora(), 2, [tokens])
+    adapted.reset(torch.Generator().manual_seed(0))
+    weights = weights_of(adapted.model, trainable)
+    monkeypatch.setattr(predicting, "fast_bfloat16", lambda: fast)
+    monkeypatch.setattr(predicting, "CLOSE", close)
+    found = predicting.products_for(adapted, weights, tokens, 8)
+    assert found["products"] == taken and (found["kl"] is None) == (not fast)
+    exact, rough = (
+        predicting.predicted(adapted, weights, {"own": tokens}, 8, products=kind)["own"].probs
+        for kind in ("float32", found["products"])
+    )
+    assert torch.equal(exact, rough) == (taken == "float32")
+    assert float((exact * (exact / rough).log()).sum(1).mean()) <= 1e-4
 
 
 def test_own_files_are_searched_and_the_packaged_set_is_not() -> None:

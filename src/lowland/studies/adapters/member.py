@@ -26,7 +26,7 @@ from ..runs.progress import Progress
 from ..runs.randomness import derived_seed, own_randomness, stream
 from ..runs.settings import period
 from .classifier import AdaptedClassifier
-from .predicting import predicted
+from .predicting import predicted, products_for
 from .tokens import Corpus
 from .training import class_probabilities, run_phase
 
@@ -225,6 +225,7 @@ class Member:
             samples=settings.samples if drawn else None,
             done=self.shared.progress.advance,
             generator=stream(self.seed, "draws"),
+            products=self.products(),
         )
         voted: Voted = {}
         for name, part in found.items():
@@ -276,10 +277,21 @@ class Member:
                 samples=settings.samples if scale else None,
                 done=self.shared.progress.advance,
                 generator=stream(self.seed, "draws"),
+                products=self.products(),
             )
             write_arrays(path, {"validation": found["validation"].probs.numpy()})
         self.shared.progress.end("")
         return torch.from_numpy(read_arrays(path)["validation"])
+
+    def products(self) -> str:
+        """Return the type for products of matrices, which the first member to predict settles for all."""
+        path, settings = self.folder.parent / "products.json", self.shared.study.evaluation
+        if getattr(settings, "products", "float32") == "float32":
+            return "float32"
+        if not path.exists():
+            checked, size = self.shared.sets["validation"], settings.batch_size
+            write_json(path, products_for(self.shared.adapted, self.weights("base"), checked, size))
+        return str(read_json(path)["products"])
 
     # What the stages left.
 

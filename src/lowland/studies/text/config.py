@@ -72,6 +72,7 @@ class Evaluation:
     samples: int = 6  # draws a member
     scale: float = 1.0  # of the covariance; 1 is the paper's
     other_scales: tuple[float, ...] = ()  # tried as the other starts and rates
+    products: str = "float32"  # or "bfloat16" in predictions, where the processor has it and they stay what they are
     bins: int = 20  # of the calibration error, equal width
     resamples: int = 1000  # of the bootstrap
     level: float = 0.95
@@ -93,6 +94,7 @@ _RULES = {
     "model.head_dropout": BELOW_ONE,
     **ADAPTER_RULES,
     "training.base_rate": at_least(0),
+    "evaluation.products": one_of("float32", "bfloat16"),
     "training.monitor_texts": at_least(1),
     "swag.momentum": BELOW_ONE,
 }
@@ -138,12 +140,13 @@ def demo(*, full: bool = False, seed: int = 0, members: int | None = None, epoch
             model=Model(max_length=DEMO_LENGTH),
             training=Training(seeds=seeds, epochs=2 if epochs is None else epochs),
             swag=Swag(start=1),
-            evaluation=Evaluation(samples=3),
+            evaluation=Evaluation(samples=3, products="bfloat16"),
         )
     return TextStudy(
         data=Data(seed=seed),
         model=Model(max_length=DEMO_LENGTH),
         training=Training(seeds=seeds, epochs=8 if epochs is None else epochs),
+        evaluation=Evaluation(products="bfloat16"),
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from lowland.calibration import entropy, risk_bound, risk_threshold, temper
 
 from ..adapters.classifier import adapt, load_encoder
-from ..adapters.predicting import predicted
+from ..adapters.predicting import fast_bfloat16, predicted
 from ..adapters.tokens import cut_sentence, tokenise
 from ..runs.folder import read_arrays, read_json, write_rows
 from ..runs.progress import Progress, Silent
@@ -121,6 +121,8 @@ def review_texts(
         classifier = adapt(encoder, study.model, study.lora, len(names), [tokens], size)
         if torch.cuda.is_available():
             classifier.to(torch.device("cuda"))
+        # As in the study, if this processor can.
+        products = str(metrics.get("products", "float32")) if fast_bfloat16() else "float32"
         count = sum(part.passes for part in answering.parts)
         progress.plan(count * len(tokens))
         progress.begin(f"predictions of {answering.method}", count * len(tokens))
@@ -134,6 +136,7 @@ def review_texts(
                 samples=part.samples,
                 done=progress.advance,
                 generator=stream(part.seed, "draws"),
+                products=products,
             )["new"]
             probs, own = found.probs, found.expected_entropy
             if part.temperature is not None:

@@ -128,6 +128,7 @@ def _finish(
         "n_validation": len(splits.validation),
         "n_train": len(splits.train),
         "labels": splits.names,
+        "products": members[0].products(),
         **read,
     }
     entropies = [{key: part.test_entropy for key, part in one.items()} for one in predicted]
