@@ -276,3 +276,20 @@ def test_importing_the_report_loads_no_extra() -> None:
     code = "import sys, lowland.studies.report; print('matplotlib' in sys.modules or 'jinja2' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_page_says_what_is_shipped_and_how_it_was_chosen(run_folder: Path, page: str, tmp_path: Path) -> None:
+    text = " ".join(Outline(page).texts)
+    assert "What to ship, and how it was chosen" in text and "leave the choice uncertain" in text
+    assert "that MultiSWA is least certain of" in text
+    metrics = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8"))
+    for row in metrics["shipped"]["rows"]:
+        assert f"{row['nll']:.3f}" in text
+    old = shutil.copytree(run_folder, tmp_path / "old")
+    kept = {key: value for key, value in metrics.items() if key not in ("shipped", "tried", "optimism")}
+    (old / "metrics.json").write_text(json.dumps(kept), encoding="utf-8")
+    before = report.write(old).read_text(encoding="utf-8")
+    assert 'id="ship"' not in before and "that MultiSWAG is least certain of" in before
+    (old / "metrics.json").write_text(json.dumps({**metrics, "tried": 3}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"metrics.json cannot be read \(tried is of type int, wanted list\)"):
+        report.write(old)
