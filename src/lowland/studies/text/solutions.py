@@ -37,7 +37,7 @@ def solutions(folder: Path, member: int) -> Solutions:
     """
     study = check_run(folder)
     home = folder / "stages" / f"member-{member}"
-    if not (home / "swag.safetensors").is_file():
+    if not 0 <= member < len(study.training.seeds):
         raise ValueError(f"{folder} has no member {member}: it has {len(study.training.seeds)}, counted from 0")
     with quiet(), own_randomness():
         splits = load_splits(study.data)
@@ -47,7 +47,7 @@ def solutions(folder: Path, member: int) -> Solutions:
         tokens = {name: tokenise(tokenizer, part.texts[:MOST], length) for name, part in parts.items()}
         size = study.evaluation.batch_size
         classifier = adapt(encoder, study.model, study.lora, len(splits.names), list(tokens.values()), size)
-    swag = load(home / "swag.safetensors")
+    swag = load(folder / "posterior.safetensors").components[member]  # of the second phase that was chosen
     weights = {
         "base": load(home / f"epoch-{study.training.epochs}.safetensors"),
         "SWA": dict(swag.mean()),
