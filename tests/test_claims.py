@@ -8,6 +8,7 @@ without a pointer fails.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -72,6 +73,7 @@ def shown(number: str) -> tuple[float, float]:
     return float(plain), 0.5 * 10**-decimals
 
 
+@functools.cache
 def source(name: str) -> Any:
     """What a claim is computed from: a result file, or the configuration of the demo."""
     if name.startswith("demo"):
