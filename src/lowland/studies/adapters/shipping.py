@@ -121,6 +121,7 @@ def sentence(found: Shipped, things: str = "texts") -> str:
     >>> rows = (Row("base", 1, 0.4, 0.1, 0.01, False), Row("MultiSWA", 3, 0.3, 0.0, 0.0, True))
     >>> print(sentence(Shipped("MultiSWA", 3, 300, 0.3, 0.1, 0.01, True, rows, {})))
     Ship MultiSWA: on validation texts that did not choose it its NLL is 0.300, 0.100 ± 0.020 below base.
+    >>> rows = (Row("base", 1, 0.4, 0.0, 0.0, True), Row("MultiSWA", 3, 0.5, 0.1, 0.01, False))
     >>> print(sentence(Shipped("base", 1, 40, 0.4, 0.0, 0.0, False, rows, {})))
     Ship base: nothing else is expected to have a lower NLL (0.400), but 40 validation texts leave that uncertain.
     """
