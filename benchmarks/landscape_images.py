@@ -24,10 +24,12 @@ from typing import Any
 
 import torch
 from landscape_runs import (
+    CONTROLS,
     REGIMES,
     SOLUTIONS,
     Regime,
     Weights,
+    at_swa_rate,
     chosen,
     home_of,
     study_of,
@@ -176,12 +178,12 @@ def _last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def cell_of(study: Any, cell: Cell, regime: Regime, first: bool) -> None:
-    """Measure what is missing of one network and one seed."""
+def cell_of(study: Any, cell: Cell, regime: Regime, first: bool, names: list[str]) -> None:
+    """Measure what is missing of one network and one seed, of the solutions named."""
     folder = home_of(regime, cell.model, cell.seed)
     file = folder / "numbers.json"
     numbers = json.loads(file.read_text()) if file.exists() else {}
-    missing = [name for name in SOLUTIONS if name not in numbers.get("norm", {})]
+    missing = [name for name in names if name not in numbers.get("norm", {})]
     if not missing:
         return
 
@@ -192,6 +194,8 @@ def cell_of(study: Any, cell: Cell, regime: Regime, first: bool) -> None:
     m = Measuring(study, cell, regime)
     m.numbers = numbers
     found = trained(study, cell, m.images, folder)
+    if "SGD 1.5 at SWA's rate" in missing:
+        found["SGD 1.5 at SWA's rate"] = at_swa_rate(study, cell, m.images, folder)
     told("trained")
     begun = time.process_time()
     for name in missing:
@@ -229,9 +233,10 @@ def main() -> None:
             for model in options.networks:
                 rates = tuned(regime, options.path, model)
                 base, swa = chosen(rates, "base, by SGD"), chosen(rates, "SWA 1.5")
-                for seed in options.seeds[: regime.seeds]:
-                    study = study_of(regime, options.path, model, base, swa)
-                    cell_of(study, Cell("cifar10", model, seed), regime, first=seed == options.seeds[0])
+                study = study_of(regime, options.path, model, base, swa)
+                for names in ([*SOLUTIONS], *([name] for name in CONTROLS if regime.measured)):
+                    for seed in options.seeds[: regime.seeds]:
+                        cell_of(study, Cell("cifar10", model, seed), regime, seed == options.seeds[0], names)
     report([REGIMES[name] for name in options.regimes], options.networks, options.seeds, options.path)
 
 

@@ -54,7 +54,9 @@ REGIMES = {
         Regime("augmented", 5000, 40, "usual", measured=False, seeds=3),
     )
 }
-SOLUTIONS = {"SGD": 1.0, "SGD 1.5": 1.5, "SWA 1.5": 1.5, "last of SWA's run": 1.5}  # and their budgets
+# and their budgets; the last two tell what is due to the rate of SWA and what to averaging
+SOLUTIONS = {"SGD": 1.0, "SGD 1.5": 1.5, "SWA 1.5": 1.5}
+CONTROLS = {"last of SWA's run": 1.5, "SGD 1.5 at SWA's rate": 1.5}
 
 
 def study_of(regime: Regime, path: str, model: str, base: float, swa: float) -> Any:
@@ -145,6 +147,19 @@ def trained(study: Any, cell: Cell, images: Any, folder: Path) -> dict[str, Weig
         save(weights, folder / f"{name}.safetensors")
     (folder / "training.json").write_text(json.dumps({"seconds": time.process_time() - begun}))
     return found | {"last of SWA's run": found["iterate 3"]}
+
+
+def at_swa_rate(study: Any, cell: Cell, images: Any, folder: Path) -> Weights:
+    """SGD of 1.5 budgets whose base rate is that of SWA, read where it was kept."""
+    file = folder / "SGD 1.5 at SWA's rate.safetensors"
+    if not file.exists():
+        rate = study.averages.learning_rate
+        other = replace(study, training=replace(study.training, learning_rate=rate))
+        run = started(other, cell, images)
+        run.walk(other.budgets(1.5), sgd_schedule(other, run.steps_per_epoch, 1.5))
+        save(moving(run), file)
+    found: Weights = load(file)
+    return found
 
 
 def tuned(regime: Regime, path: str, model: str) -> list[Row]:

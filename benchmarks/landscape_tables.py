@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import ROOT, write
-from landscape_runs import BASES, SOLUTIONS, SWAS, TUNING_SEED, Regime, Row, home_of, tuned
+from landscape_runs import BASES, CONTROLS, SOLUTIONS, SWAS, TUNING_SEED, Regime, Row, home_of, tuned
 
 from lowland.landscape import Estimate, load_result
 
@@ -27,7 +27,11 @@ def over(rows: list[Row], pick: Callable[[Row], float]) -> str:
 
 def solutions(rows: list[Row]) -> list[Row]:
     found = []
-    for one, budgets in SOLUTIONS.items():
+    every = rows
+    for one, budgets in (SOLUTIONS | CONTROLS).items():
+        rows = [row for row in every if one in row["norm"]]
+        if not rows:
+            continue
         line: Row = {"solution": one, "budgets": budgets, "norm": over(rows, lambda r, n=one: r["norm"][n])}
         line |= {name: over(rows, lambda r, n=one, k=name: r["whole"][n][k]) for name in PARTS}
         gap = over(rows, lambda r, n=one: r["whole"][n]["test error"] - r["whole"][n]["train error"])
@@ -78,7 +82,7 @@ def widths(rows: list[Row], other: str) -> list[Row]:
         for how in ("norm", "filter"):
             add(f"distance, {how}: {value} + {rise}", rows, f"{how}: {value} + {rise}", mean, "higher")
         key = f"norm: {value} + {rise}"
-        raw = [{key: {n: [d * r["norm"][n] for d in r[key][n]] for n in SOLUTIONS}} for r in rows]
+        raw = [{key: {n: [d * r["norm"][n] for d in r[key][n]] for n in ("SWA 1.5", other)}} for r in rows]
         add(f"distance, raw: {value} + {rise}", raw, key, mean, "higher")
         for scale in (0.1, 0.2):
             noise = f"rise under filter noise {scale}"
@@ -118,7 +122,8 @@ def report(regimes: list[Regime], networks: list[str], seeds: list[int], path: s
         "SGD took 1 budget, SGD 1.5 and SWA 1.5 (from .75 on) took 1.5. Rates are those with the highest accuracy on "
         f"1000 validation images of seed {TUNING_SEED}, ties by NLL: base of {BASES} by SGD, which SGD 1.5 takes over, "
         f"then SWA of {SWAS} by SWA 1.5. No test image was used for a choice.",
-        "The last of SWA's run is the weights that were averaged last, at the SWA rate: what averaging does beside it.",
+        "Controls: the last of SWA's run is the weights that were averaged last; SGD 1.5 at SWA's rate has that as its "
+        "base rate, and then falls as SGD does. They tell what is due to averaging and what to a higher rate.",
         "Train loss with decay: what training minimises, with half the weight decay times the squared norm.",
     ]
     for regime in regimes:
@@ -147,8 +152,10 @@ def report(regimes: list[Regime], networks: list[str], seeds: list[int], path: s
             tables[f"{title}: the solutions"] = solutions(rows)
             tables[f"{title}: SWA less SGD on test images"] = accuracies(rows)
             if regime.measured:
-                for other in ("SGD 1.5", "SGD", "last of SWA's run"):
-                    tables[f"{title}: SWA beside {other}"] = widths(rows, other)
+                for other in ("SGD 1.5", "SGD", *CONTROLS):
+                    both = [row for row in rows if other in row["norm"]]
+                    if both:
+                        tables[f"{title}: SWA beside {other}"] = widths(both, other)
                 drawn(model, regime, done)
             tables[f"{title}: the line from SWA (0) to SGD (1)"] = minima(rows)
     write("landscape_images", "How wide SGD and SWA are, and where their minima lie", tables, notes)

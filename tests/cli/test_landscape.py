@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -201,6 +202,36 @@ def test_several_processes_measure_the_same(run: Run, home: Path) -> None:
         assert done.code == 0, done.err
         values.append(load_result(home / "out" / "plane.safetensors")[0].values["test loss"])
     assert torch.allclose(*values, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
+def test_the_ranks_of_torchrun_share_the_places(run: Run, home: Path) -> None:
+    inputs = [home / f"w{k}.safetensors" for k in (0, 2, 3)]
+    assert run(*inputs, *options(home, "--points", 5)).code == 0
+    alone = load_result(home / "out" / "plane.safetensors")[0].values["test loss"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    arguments = [str(a) for a in (*inputs, *options(home, "--points", 5, "--json"))]
+    arguments[arguments.index("--out") + 1] = str(home / "shared")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "lowland.cli", "landscape", *arguments], stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"RANK": str(k), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+        )
+        for k in (0, 1)
+    ]  # fmt: skip
+    try:
+        said = [rank.communicate(timeout=200)[0] for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert json.loads(said[0])["places"] == 25 and said[1] == ""
+    shared = load_result(home / "shared" / "plane.safetensors")[0].values["test loss"]
+    assert torch.allclose(alone, shared, atol=1e-6)
 
 
 @pytest.mark.parametrize(

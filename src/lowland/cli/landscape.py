@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -86,7 +87,9 @@ def landscape(
     else:
         asked = of_files(inputs, model, data, loss, bn, names, kind)
     generator = torch.Generator().manual_seed(seed)
-    with alone(out_folder, out_folder):
+    if asked.ranks.world > 1 and (jobs > 1 or kind == "spectrum"):
+        raise ValueError("torchrun shares the places of planes, lines and rays: leave --jobs out, and spectra to one")
+    with alone(out_folder, out_folder) if asked.speaks else nullcontext():
         if kind == "plane":
             found, told = plane_of(asked, points, margin, _levels(levels), across, generator, jobs, out_folder)
         elif kind == "line":
@@ -96,6 +99,8 @@ def landscape(
             found, told = rays_of(asked, points, directions, reach, rise, how, seed, jobs, out_folder)
         else:
             found, told = spectrum_of(asked, steps, probes, seed, out_folder)
+        if not asked.speaks:
+            return
         pictures = draw(kind, found, out_folder, asked.about, asked.names)
     if as_json:
         screen.print_json({"folder": str(out_folder), **told})

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.ranks import of_torchrun
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -28,11 +30,19 @@ class Asked:
     ) -> None:
         self.measure, self.about, self.journal, self.posterior = measure, about, journal, posterior
         self.names, self.weights = list(weights), list(weights.values())
+        self.ranks = of_torchrun()
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process writes and prints: the first of those that torchrun started."""
+        return self.ranks.rank == 0
 
     def work(self, jobs: int, out_folder: Path, kind: str, progress: Callable[[int, int], None]) -> Work:
-        """How its places are measured."""
+        """How its places are measured: kept on the way by one process, shared by the ranks of torchrun."""
         from ..landscape import Work
 
+        if self.ranks.world > 1:
+            return Work(ranks=True, about=self.journal, progress=progress if self.speaks else None)
         return Work(jobs=jobs, keep=out_folder / f"{kind}.jsonl", about=self.journal, progress=progress)
 
 

@@ -57,8 +57,9 @@ def plane_of(
     if p.explained is not None:
         asked.about["explained"] = " + ".join(f"{share:.1%}" for share in p.explained)
     grid = dataclasses.replace(grid, about=asked.about, draws=draws)
-    save_result(grid, out / "plane.safetensors")
-    (out / "plane.jsonl").unlink()
+    if asked.speaks:
+        save_result(grid, out / "plane.safetensors")
+        (out / "plane.jsonl").unlink(missing_ok=True)
     rows: dict[str, Any] = {}
     for name in grid.values:
         low = grid.lowest(name)
@@ -120,8 +121,9 @@ def line_of(asked: Asked, points: int, margin: float, jobs: int, out: Path) -> F
     with bar("places") as progress:
         work = asked.work(jobs, out, "line", progress)
         walk = line(a, b, asked.measure, points=points, beyond=margin, work=work)
-    save_result(walk, out / "line.safetensors", {**asked.about, "from": asked.names[0], "to": asked.names[1]})
-    (out / "line.jsonl").unlink()
+    if asked.speaks:
+        save_result(walk, out / "line.safetensors", {**asked.about, "from": asked.names[0], "to": asked.names[1]})
+        (out / "line.jsonl").unlink(missing_ok=True)
     rows = {}
     for name in walk.values:
         t, value = walk.lowest(name)
@@ -170,10 +172,11 @@ def rays_of(
                 work=work,
             )
         one.about.update(asked.about)
-        save_result(one, out / f"rays-{filed(name)}.safetensors")
+        if asked.speaks:
+            save_result(one, out / f"rays-{filed(name)}.safetensors")
         found[name] = one
     for name, one in found.items():
-        (out / f"rays-{filed(name)}.jsonl").unlink()
+        (out / f"rays-{filed(name)}.jsonl").unlink(missing_ok=True)
         distances = one.distances(rise)
         reached = [d for d in distances if math.isfinite(d)]
         row: dict[str, Any] = {"reached": len(reached), "directions": len(distances)}
