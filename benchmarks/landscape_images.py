@@ -215,6 +215,8 @@ def cell_of(study: Any, cell: Cell, regime: Regime, first: bool, names: list[str
     training = json.loads((folder / "training.json").read_text())["seconds"]
     before = numbers.get("seconds", {}).get("measuring", 0.0)
     m.numbers["seconds"] = {"training": training, "measuring": before + time.process_time() - begun}
+    settings = study.training.learning_rate, study.averages.learning_rate
+    m.numbers["rates"] = dict(zip(("base", "SWA"), settings, strict=True))
     m.numbers["parameters"] = sum(p.numel() for p in m.model.parameters())
     file.write_text(json.dumps(m.numbers))
 
@@ -225,14 +227,20 @@ def main() -> None:
     parser.add_argument("--regimes", default="plain,augmented", type=lambda text: text.split(","))
     parser.add_argument("--networks", default="vgg7x16,preresnet8x8", type=lambda text: text.split(","))
     parser.add_argument("--seeds", default="0,1,2,3,4", type=lambda text: [int(seed) for seed in text.split(",")])
+    parser.add_argument(
+        "--rates", type=lambda text: [float(rate) for rate in text.split(",")], help="BASE,SWA, in place of tuning"
+    )
     parser.add_argument("--only-report", action="store_true")
     options = parser.parse_args()
     if not options.only_report:
         for name in options.regimes:
             regime = REGIMES[name]
             for model in options.networks:
-                rates = tuned(regime, options.path, model)
-                base, swa = chosen(rates, "base, by SGD"), chosen(rates, "SWA 1.5")
+                if options.rates:
+                    base, swa = options.rates
+                else:
+                    rates = tuned(regime, options.path, model)
+                    base, swa = chosen(rates, "base, by SGD"), chosen(rates, "SWA 1.5")
                 study = study_of(regime, options.path, model, base, swa)
                 for names in ([*SOLUTIONS], *([name] for name in CONTROLS if regime.measured)):
                     for seed in options.seeds[: regime.seeds]:

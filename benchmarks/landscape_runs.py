@@ -186,6 +186,11 @@ def _best(rates: dict[float, Row]) -> float:
     return max(rates, key=lambda rate: (rates[rate]["validation accuracy"], -rates[rate]["validation NLL"]))
 
 
+def is_tuned(regime: Regime, model: str) -> bool:
+    """Whether rates were tried for a network in a regime."""
+    return home_of(regime, model, TUNING_SEED).is_dir()
+
+
 def _known(regime: Regime, path: str, cell: Cell, base: float, swa: float | None) -> Row:
     file = home_of(regime, cell.model, TUNING_SEED) / f"{base}-{swa}.json"
     if not file.exists():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import ROOT, write
-from landscape_runs import BASES, CONTROLS, SOLUTIONS, SWAS, TUNING_SEED, Regime, Row, home_of, tuned
+from landscape_runs import BASES, CONTROLS, SOLUTIONS, SWAS, TUNING_SEED, Regime, Row, home_of, is_tuned, tuned
 
 from lowland.landscape import Estimate, load_result
 
@@ -135,13 +135,17 @@ def report(regimes: list[Regime], networks: list[str], seeds: list[int], path: s
             if not done:
                 notes.append(f"{model}, {regime.name}: no cell has been run.")
                 continue
-            tables["Rates"] += tuned(regime, path, model)
+            if is_tuned(regime, model):
+                tables["Rates"] += tuned(regime, path, model)
             rows = [json.loads((f / "numbers.json").read_text()) for f in done]
             minutes = sum(sum(row["seconds"].values()) for row in rows) / 60
             names = ", ".join(f.name for f in done)
             notes.append(
                 f"{model}, {regime.name}: seeds {names}, {rows[0]['parameters']:,} weights, {minutes:.0f} CPU-minutes."
             )
+            if not is_tuned(regime, model):
+                base, swa = (rows[0]["rates"][name] for name in ("base", "SWA"))
+                notes.append(f"{model}, {regime.name}: the rates {base} and {swa} of SWA were not chosen on this set.")
             left = Estimate.of([row["whole"]["SGD 1.5"]["train error"] for row in rows]).mean
             if left > 0.05:
                 notes.append(
