@@ -154,3 +154,21 @@ def test_names_of_columns_are_bounded_in_messages(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no column 'text', it has 'column 0'.* and 489 more: name one") as caught:
         read_table(path, ["text"])
     assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.csv", b"PK\x03\x04" + b"x" * 50, "is an Excel file or another archive, whatever its name says"),
+        ("a.csv", b"\x1f\x8b\x08" + b"x" * 50, "is compressed, whatever its name says"),
+        ("a.xlsx", b"PK\x03\x04" + b"x" * 50, r"got '\.xlsx': save it as CSV"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 holds no JSON .*: mend or drop it"),
+        ("a.jsonl", b'{"text": \n{"text": \n', "lines 1, 2 hold no JSON .*: mend or drop them"),
+    ],
+)
+def test_files_that_are_not_what_they_are_called(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    from lowland.studies.tables import read_table
+
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        read_table(tmp_path / name, ["text"])

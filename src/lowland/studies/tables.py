@@ -27,7 +27,7 @@ class Written:
     """How a text file is written.
 
     >>> str(Written(";", "cp1252"))
-    'cells separated by semicolons, encoded in Windows-1252'
+    'cells separated by semicolons, the encoding Windows-1252'
     """
 
     delimiter: str = ","
@@ -35,7 +35,7 @@ class Written:
 
     def __str__(self) -> str:
         parts = [f"cells separated by {_NAMES[self.delimiter]}"] if self.delimiter != "," else []
-        parts += [f"encoded in {_ENCODINGS[self.encoding]}"] if self.encoding != "utf-8-sig" else []
+        parts += [f"the encoding {_ENCODINGS[self.encoding]}"] if self.encoding != "utf-8-sig" else []
         return ", ".join(parts)
 
 
@@ -81,7 +81,13 @@ def read_table(path: Path, wanted: Sequence[str], written: Written | None = None
     readers: dict[str, Callable[[Path, Written], Table]]
     readers = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet}
     if suffix not in readers:
-        raise ValueError(f"{path} must end in .csv, .tsv, .jsonl or .parquet, got {suffix!r}: convert or rename it")
+        do = "save it as CSV" if suffix.startswith(".xls") else "convert or rename it"
+        raise ValueError(f"{path} must end in .csv, .tsv, .jsonl or .parquet, got {suffix!r}: {do}")
+    with path.open("rb") as file:
+        head = file.read(4)
+    if suffix != ".parquet" and (head == b"PK\x03\x04" or head[:2] == b"\x1f\x8b"):
+        kind = "an Excel file or another archive" if head[:2] == b"PK" else "compressed"
+        raise ValueError(f"{path} is {kind}, whatever its name says: unpack it, or save it as CSV")
     table = readers[suffix](path, written or Written("\t" if suffix == ".tsv" else ","))
     for name in wanted:
         if name not in table.columns:
@@ -160,7 +166,8 @@ def parsed_lines(text: str, path: Path) -> list[tuple[int, Any]]:
             reason = reason or "nested too deeply"
     if bad:
         where = Table(path, {}, bad).where(range(len(bad)))
-        raise ValueError(f"{path} cannot be read as jsonl: {where} hold no JSON ({reason}): mend or drop them")
+        verb, them = ("holds", "it") if len(bad) == 1 else ("hold", "them")
+        raise ValueError(f"{path} cannot be read as jsonl: {where} {verb} no JSON ({reason}): mend or drop {them}")
     return found
 
 

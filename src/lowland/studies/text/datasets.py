@@ -140,7 +140,11 @@ def texts_of(table: Table, column: str) -> list[str]:
 
 def _own(path: Path, data: Data, notes: list[str]) -> Table:
     written = looked_at(path)
-    table = read_table(path, [data.text, data.label], written)
+    try:
+        table = read_table(path, [data.text, data.label], written)
+    except ValueError as error:
+        hint = "; a study takes it from text = and label = under [data]" if "has no column" in str(error) else ""
+        raise ValueError(f"{error}{hint}") from None
     if str(written):
         notes.append(f"the file {path.name} was read with {written}")
     return table
