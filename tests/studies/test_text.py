@@ -246,6 +246,8 @@ def test_the_second_phase_is_chosen_on_validation_texts(home: Path, tmp_path: Pa
     assert set(starts) == {1, 2} and chosen["start"] == min(starts, key=starts.__getitem__)
     scales = {one["scale"]: one["nll"] for one in tried if one["scale"] > 0}
     assert set(scales) == {0.5, 1.0} and chosen["scale"] == min(scales, key=scales.__getitem__)
+    timings = read_json(tmp_path / "run" / "timings.json")["phases"]
+    assert sum(row["seconds"] for row in timings if row["phase"] == "search") > 0
     # All members took the choice, and its draws are what was looked at.
     history = read_json(tmp_path / "run" / "history.json")["members"]
     assert [one["swag"]["lr"][0] for one in history] == [chosen["learning_rate"]] * 2

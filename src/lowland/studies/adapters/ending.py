@@ -132,6 +132,7 @@ def write_times(
     predicting: Sequence[Mapping[str, float]],
     number: int,
     prepared: float,
+    searched: float,
     begun: float,
 ) -> None:
     """Write timings.json.
@@ -140,9 +141,11 @@ def write_times(
         predicting: of each member, the seconds that each variant's predictions took.
         number: how many examples were predicted in each pass.
         prepared: the seconds before the first member.
+        searched: the seconds of the second phases that were tried and not taken, and of the looks at all of them.
         begun: when the comparison began, by `time.perf_counter`.
     """
     rows: list[dict[str, Any]] = [{"member": None, "phase": "prepare", "seconds": prepared}]
+    rows += [{"member": 0, "phase": "search", "seconds": searched}] if searched else []
     for index, (one, taken) in enumerate(zip(histories, predicting, strict=True)):
         rows += [{"member": index, "phase": phase, "seconds": stage["seconds"]} for phase, stage in one.items()]
         rows.append({"member": index, "phase": "predict", "seconds": sum(taken.values())})

@@ -263,12 +263,16 @@ class Member:
             model, examples, self.shared.study.evaluation.batch_size, self.shared.progress.advance
         )
 
-    def tried(self, scale: float) -> Tensor:
-        """Return the validation probabilities (N, C) of the second phase's mean (scale 0), or of draws at a scale."""
+    def tried(self, scale: float) -> tuple[Tensor, float]:
+        """Return the validation probabilities (N, C) of the second phase's mean (scale 0), or of draws at a scale.
+
+        The other number is the seconds that it took to predict them.
+        """
         settings, path = self.shared.study.evaluation, self.folder / f"{self.shared.second}-scale-{scale:g}.npz"
         checked = {"validation": self.shared.sets["validation"]}
         self.shared.progress.begin(self._title(f"validation at scale {scale:g}"), self.trying(scale))
         if not path.exists():
+            begun = time.perf_counter()
             found = predicted(
                 self.shared.adapted,
                 self.posterior().tempered(scale) if scale else self.posterior().mean(),
@@ -279,9 +283,11 @@ class Member:
                 generator=stream(self.seed, "draws"),
                 products=self.products(),
             )
-            write_arrays(path, {"validation": found["validation"].probs.numpy()})
+            taken = np.array(time.perf_counter() - begun)
+            write_arrays(path, {"validation": found["validation"].probs.numpy(), "seconds": taken})
         self.shared.progress.end("")
-        return torch.from_numpy(read_arrays(path)["validation"])
+        kept = read_arrays(path)
+        return torch.from_numpy(kept["validation"]), float(kept["seconds"])
 
     def products(self) -> str:
         """Return the type for products of matrices, which the first member to predict settles for all."""

@@ -31,6 +31,7 @@ class Try:
     rate: float
     scale: float
     nll: Any
+    seconds: float  # that its predictions took
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Settled:
     shared: Material
     tries: tuple[Try, ...]
     optimism: float  # nats by which the chosen one's validation NLL is expected to be too low
+    seconds: float  # that the search took beside what is trained without it
 
     def rows(self) -> list[dict[str, float]]:
         """Return the tries as metrics.json holds them."""
@@ -66,7 +68,7 @@ def settle(shared: Material, folder: Path) -> Settled:
     swag, evaluation = shared.study.swag, shared.study.evaluation
     tries: list[Try] = []
     rates, starts = (swag.learning_rate, *swag.other_rates), (swag.start, *swag.other_starts)
-    scales = (evaluation.scale, *evaluation.other_scales)
+    scales = [one for one in (evaluation.scale, *evaluation.other_scales) if one > 0]  # 0 is the row SWA
     truth = torch.tensor(list(shared.labels["validation"]))
 
     def tried(start: int, rate: float, scale: float = 0.0) -> Try:
@@ -75,7 +77,8 @@ def settle(shared: Material, folder: Path) -> Settled:
             member = Member(0, at(shared, start, rate), folder)
             member.first()
             member.second()
-            found = Try(start, rate, scale, nll_of(member.tried(scale), truth).numpy())
+            probs, seconds = member.tried(scale)
+            found = Try(start, rate, scale, nll_of(probs, truth).numpy(), seconds)
             tries.append(found)
         return found
 
@@ -85,12 +88,19 @@ def settle(shared: Material, folder: Path) -> Settled:
     if len(starts) > 1:
         start = _best([tried(one, rate) for one in starts]).start
     if len(scales) > 1:
-        scale = _best([tried(start, rate, one) for one in scales if one > 0]).scale
+        scale = _best([tried(start, rate, one) for one in scales]).scale
     chosen = at(shared, start, rate)
     chosen = dataclasses.replace(
         chosen, study=dataclasses.replace(chosen.study, evaluation=dataclasses.replace(evaluation, scale=scale))
     )
-    return Settled(chosen, tuple(tries), optimism([one.nll for one in tries], shared.study.data.seed))
+    others = {(one.start, one.rate) for one in tries} - {(start, rate)}
+    trained = sum(Member(0, at(shared, *one), folder).history("swag")["seconds"] for one in others)
+    return Settled(
+        chosen,
+        tuple(tries),
+        optimism([one.nll for one in tries], shared.study.data.seed),
+        trained + sum(one.seconds for one in tries),
+    )
 
 
 def at(shared: Material, start: int, rate: float) -> Material:

@@ -166,7 +166,9 @@ def _finish(
         expected_entropy(entropies, VARIANT_METHODS, compared, shipped),
     )
     histories = write_run(study, folder, members, asked.shared.adapted, compared, shown, shipped)
-    write_times(study, folder, histories, seconds, sum(map(len, asked.shared.sets.values())), prepared, begun)
+    write_times(
+        study, folder, histories, seconds, sum(map(len, asked.shared.sets.values())), prepared, settled.seconds, begun
+    )
     write_json(folder / "metrics.json", metrics)
     return metrics
 

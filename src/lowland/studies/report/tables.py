@@ -12,7 +12,7 @@ TITLES = {
 }  # fmt: skip
 PHASES = {
     "prepare": "reading", "adamw": "AdamW phase", "swag": "SWAG phase", "tuned": "AdamW phase, tuned rate",
-    "predict": "predictions", "compare": "comparison",
+    "search": "search of the SWAG phase", "predict": "predictions", "compare": "comparison",
 }  # fmt: skip
 PAIRED = ("f1", "accuracy", "nll", "ece", "brier")
 LOWER = ("nll", "ece", "brier")  # better when lower

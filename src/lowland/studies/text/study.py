@@ -141,6 +141,8 @@ def _finish(
         expected_entropy(entropies, variants, compared, shipped),
     )
     histories = write_run(study, folder, members, settled.shared.adapted, compared, shown, shipped)
-    write_times(study, folder, histories, seconds, len(splits.validation) + len(splits.test), prepared, begun)
+    write_times(
+        study, folder, histories, seconds, len(splits.validation) + len(splits.test), prepared, settled.seconds, begun
+    )
     write_json(folder / "metrics.json", metrics)
     return metrics
