@@ -42,8 +42,12 @@ def solutions(rows: list[Row]) -> list[Row]:
 def accuracies(rows: list[Row]) -> list[Row]:
     """SWA less SGD on test images, paired over seeds."""
     found = []
-    for other in ("SGD 1.5", "SGD"):
-        line: Row = {"difference": f"SWA 1.5 - {other}", "budgets": f"1.5 and {SOLUTIONS[other]}"}
+    every = rows
+    for other in ("SGD 1.5", "SGD", *CONTROLS):
+        rows = [row for row in every if other in row["norm"]]
+        if not rows:
+            continue
+        line: Row = {"difference": f"SWA 1.5 - {other}", "budgets": f"1.5 and {(SOLUTIONS | CONTROLS)[other]}"}
         for title, key, sign in (("accuracy", "test error", -1), ("NLL", "test loss", 1)):
             ours, theirs = ([sign * row["whole"][n][key] for row in rows] for n in ("SWA 1.5", other))
             paired = Estimate.of(ours).minus(Estimate.of(theirs))
