@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from datetime import date
 from importlib.metadata import version
@@ -224,7 +225,7 @@ def main() -> None:
                 "machine": f"{platform.machine()}, {os.cpu_count()} cores",
                 "torch": version("torch"),
                 "date": date.today().isoformat(),
-                "command": "python benchmarks/text_ship.py",
+                "command": " ".join(["python benchmarks/text_ship.py", *sys.argv[1:]]),
             }
             (RESULTS / "text_ship.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             (RESULTS / "text_ship.md").write_text(page(content), encoding="utf-8")
