@@ -271,3 +271,11 @@ def test_bad_arguments_are_refused() -> None:
         AveragingCallback(SWA(), every=0)
     with pytest.raises(ValueError, match="start wants"):
         AveragingCallback(SWA(), start="soon")
+
+
+def test_a_training_that_ends_before_its_average_begins_says_so(tmp_path: Path) -> None:
+    averaging = AveragingCallback(SWA(), start="90%")
+    stop = pl.callbacks.EarlyStopping("val_loss", patience=1, min_delta=1e9)
+    with pytest.warns(UserWarning, match=r"ended after step \d+, before the average began at step \d+: it holds no"):
+        trainer(tmp_path, averaging, stop, max_epochs=10).fit(Module(), loader(), loader())
+    assert averaging.averager.count == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -115,6 +116,20 @@ def schedule(start: When, every: When, *, total: int | None = None, per_epoch: i
             f"start={start!r} is step {first} and the training ends after step {total}: nothing would be collected"
         )
     return Schedule(first, each)
+
+
+def tell_empty(schedule: Schedule, updates: int, steps: int) -> None:
+    """Warn where a training has ended, early perhaps, before its average began.
+
+    >>> tell_empty(Schedule(4, 1), 1, 4)
+    """
+    if not updates and steps:
+        warnings.warn(
+            f"the training ended after step {steps}, before the average began at step {schedule.first}: it holds no "
+            "weights; begin it earlier by start=",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def check_resumed(before: Mapping[str, int], now: Schedule, updates: int, where: str) -> None:

@@ -22,7 +22,7 @@ from ...averager.averager import Averager
 from ...batchnorm.refresh import refresh_bn
 from ...weights.named import applied, copy_to
 from ..collecting import Choice
-from ..schedule import Schedule, When, check_resumed, schedule, span
+from ..schedule import Schedule, When, check_resumed, schedule, span, tell_empty
 from ..statistics import kept_still, left_alone, warn_of_stale
 from .saving import RAW, as_saved, copies, stand_around, stopped
 from .steps import Steps
@@ -155,6 +155,8 @@ class AveragingCallback(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the average in the module, if asked to; the last checkpoint has been written by now."""
+        if self._schedule is not None:
+            tell_empty(self._schedule, self.averager.count, trainer.global_step)
         if self.load_averaged and self.averager.count:
             buffers = self._refreshed(pl_module)
             copy_to(pl_module, {**self.averager.mean(), **buffers})

@@ -31,7 +31,7 @@ from ...files.replacing import put
 from ...weights.named import applied, bare_name, copy_to
 from ...weights.running import unwrapped
 from ..collecting import Choice
-from ..schedule import Schedule, When, schedule, span
+from ..schedule import Schedule, When, schedule, span, tell_empty
 from ..statistics import kept_still, left_alone, warn_of_stale
 from .standing import stand_before, told_of_resume
 from .trainer import (
@@ -230,6 +230,7 @@ class AveragingCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave the Trainer as it was, with the weights in the model that `load_averaged` asks for."""
+        tell_empty(self._schedule, self.averager.count, state.global_step)
         if self._undo is not None:
             self._undo()
         self._undo, self._begun = None, None
