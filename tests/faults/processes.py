@@ -27,7 +27,7 @@ def forked(
     *,
     kill_after: float | None = None,
     signal_number: int = signal.SIGKILL,
-    seconds: float = 120.0,
+    seconds: float = 900.0,
     memory: int | None = None,
     cpu: int | None = None,
 ) -> Ended:
@@ -59,7 +59,7 @@ def ended(
     log: Path,
     kill_after: float | None = None,
     signal_number: int = signal.SIGKILL,
-    seconds: float = 120.0,
+    seconds: float = 900.0,
 ) -> Ended:
     """Wait for a child, as `forked` does."""
     began, sent = time.monotonic(), False

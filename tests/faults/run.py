@@ -43,10 +43,10 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="lowland-faults-") as name:
         home = kills.inputs(Path(name))
-        if parts != ["mutations"]:
-            commands.prepare(home)
         main_ones, others = kills.writers(home), commands.others(home)
         chosen = [writer for writer in (*main_ones, *others) if re.search(given.only, writer.name)]
+        if parts != ["mutations"] and any(writer in others for writer in chosen):
+            commands.prepare(home)
         for writer in chosen if "kills" in parts else []:
             row = kills.kill(writer, home, given.kills if writer in main_ones else -(-given.kills // 4), given.seed)
             note("kills", row, f"{row.kills} kills")
