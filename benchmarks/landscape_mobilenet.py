@@ -187,9 +187,13 @@ def report(options: argparse.Namespace) -> None:
     for folder in sorted(KEPT.iterdir()):
         files = [folder / str(seed) / "numbers.json" for seed in options.seeds]
         rows = [json.loads(file.read_text()) for file in files if file.exists()]
+        title, count = folder.name.rsplit("-", 1)
+        for name in PHASES:  # those of a cell that is not finished too
+            if (file := files[0].parent / f"plane-{name}.safetensors").exists():
+                planes.append(drawn(file, name, title, count))
         if not rows:
+            notes.append(f"{title}: {count} training examples, not finished.")
             continue
-        title, count = rows[0]["problem"], folder.name.rsplit("-", 1)[1]
         seconds = sum(row["seconds"] for row in rows)
         notes.append(
             f"{title}: {count} training examples, {rows[0]['weights']:,} weights, {len(rows)} seeds, "
@@ -204,8 +208,6 @@ def report(options: argparse.Namespace) -> None:
             moved = {f"{n} moved": str(Estimate.of([r[name]["moved"][n] for r in rows])) for n in ("last", "SWA")}
             length = Estimate.of([row["norm"] for row in rows]).mean
             tables["How far a phase moved"].append({"problem": title, "phase": name, **moved, "|pretrained|": length})
-            if (file := files[0].parent / f"plane-{name}.safetensors").exists():
-                planes.append(drawn(file, name, title, count))
     write("landscape_mobilenet", "A short SWA phase and one that moves", {**tables, "Planes": planes}, notes)
 
 
@@ -218,7 +220,12 @@ def drawn(file: Path, name: str, title: str, count: str) -> Row:
     target = ROOT / "docs" / "figures" / f"landscape_mobilenet_{name}.svg"
     write_landscape(grid, target, values=["train loss", "test error"], about=about)
     last, swa = grid.points["last"], grid.points["SWA"]
-    row: Row = {"phase": name, "last at": f"({last[0]:.4g}, 0)", "SWA at": "({:.4g}, {:.4g})".format(*swa)}
+    row: Row = {
+        "problem": title,
+        "phase": name,
+        "last at": f"({last[0]:.4g}, 0)",
+        "SWA at": "({:.4g}, {:.4g})".format(*swa),
+    }
     for value in ("train loss", "test loss", "test error"):
         low, all_ = grid.lowest(value), grid.of(value)
         row[f"lowest {value}"] = f"{low.value:.4g} at ({low.x:.3g}, {low.y:.3g})"
