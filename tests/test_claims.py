@@ -76,7 +76,7 @@ def shown(number: str) -> tuple[float, float]:
 @functools.cache
 def source(name: str) -> Any:
     """What a claim is computed from: a result file, or the configuration of the demo."""
-    if name.startswith("demo"):
+    if name in ("demo", "demo --full"):
         return dataclasses.asdict(demo(full=name == "demo --full"))
     return json.loads((RESULTS / name).read_text())
 
