@@ -217,7 +217,7 @@ def test_settings_survive_the_file_and_mistakes_are_named(home: Path, tmp_path: 
     for study in (small("pairs", seed=3), small("letters"), read_config(home / "letters.toml")):
         assert from_mapping(tomllib.loads(to_toml(study))) == study
     for section, key, value, message in (
-        ("model", "kind", "words", "pairs"),
+        ("model", "kind", "sentences", "pairs"),
         ("swag", "start", 9, "before the last epoch"),
         ("training", "warmup", 1.0, "training.warmup must be at least 0 and below 1, got 1.0"),
         ("data", "nothing", 1, "no setting"),

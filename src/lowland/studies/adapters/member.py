@@ -129,6 +129,7 @@ class Member:
                 swag.update(model)
             if epoch == phase.epochs:
                 save(swag, self.folder / f"{self.shared.second}.safetensors")
+                save(clone_of(self._weights()), self.folder / f"{self.shared.second}-last.safetensors")
 
         self._phase(self.shared.second, "SWAG", phase, after_step, after_epoch)
 

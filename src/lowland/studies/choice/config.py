@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.config import ADAPTER_RULES, MODEL_NAME, Lora, check_adapters, in_epochs, searched
-from ..runs.settings import BELOW_ONE, POSITIVE, at_least, check, one_of, read_toml, sections_of
+from ..runs.settings import BELOW_ONE, at_least, check, one_of, read_toml, sections_of
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,14 @@ class Model:
 
     "pairs": an encoder embeds question and option apart, and the option's score is `scale` times their cosine, after a
     linear map that starts as the identity. "letters": a causal language model is asked with lettered options, and the
-    scores are the logits of the letters at the last position.
+    scores are the logits of the letters at the last position. "words": the same without letters, where all questions
+    have the same options and each is a single token, such as No and Yes.
     """
 
-    kind: str = "pairs"  # or "letters"
-    model: str = "packaged"  # MiniLM for pairs, SmolLM2-135M for letters; or a local folder or a hub name
-    max_length: int = 64  # tokens of a text (pairs) or of a whole prompt (letters)
-    scale: float = 10.0
+    kind: str = "pairs"  # or "letters" or "words"
+    model: str = "packaged"  # MiniLM for pairs, else SmolLM2-135M; or a local folder or a hub name
+    max_length: int = 64  # tokens of a text (pairs) or of a whole prompt (others)
+    scale: float = 0.0  # of a cosine; 0: the one with the lowest NLL of the training questions before training
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Training:
     epochs: int = 8
     batch_size: int = 16
     learning_rate: float = 3e-4  # chosen on validation questions by benchmarks/choice_tune.py
+    base_rate: float = 0.0  # above 0: the base model is trained at this rate too, for the rows "tuned rate"
     warmup: float = 0.06  # of the steps
     weight_decay: float = 0.0
     clip: float = 1.0  # of the gradient's norm, in both phases
@@ -77,6 +79,7 @@ class Evaluation:
     dropout_samples: int = 10  # passes of MC dropout a member
     scale: float = 1.0  # of the covariance; 1 is the paper's
     other_scales: tuple[float, ...] = ()  # tried as the other starts and rates
+    rivals: bool = False  # also last iterate, scale 2, a fitted scale, TFB, and Laplace where it is installed
     bins: int = 20  # of the calibration error, equal width
     resamples: int = 1000  # of the bootstrap
     level: float = 0.95
@@ -88,12 +91,13 @@ _RULES = {
     "data.validation_questions": at_least(0),
     "data.test_questions": at_least(0),
     "data.shifted_questions": at_least(0),
-    "model.kind": one_of("pairs", "letters"),
+    "model.kind": one_of("pairs", "letters", "words"),
     "model.model": MODEL_NAME,
     "model.max_length": at_least(8),
-    "model.scale": POSITIVE,
+    "model.scale": at_least(0),
     **ADAPTER_RULES,
     "training.warmup": BELOW_ONE,
+    "training.base_rate": at_least(0),
     "swag.anneal": at_least(0),
     "evaluation.dropout_samples": at_least(1),
 }

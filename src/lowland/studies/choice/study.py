@@ -21,7 +21,7 @@ from lowland.files.replacing import alone
 from lowland.weights import clone_of
 
 from ..adapters.classifier import need_extra
-from ..adapters.comparison import METHODS, TRAINED, Compared, Predictions, compare
+from ..adapters.comparison import METHODS, TRAINED, TUNED, Compared, Predictions, compare, with_tuned
 from ..adapters.config import check_snapshots
 from ..adapters.ending import Shown, choose_shipped, expected_entropy, write_run, write_times
 from ..adapters.member import Material, Member, Voted
@@ -34,10 +34,12 @@ from ..runs.randomness import own_randomness, quiet
 from .config import ChoiceStudy, from_mapping
 from .phases import phases
 from .questions import LETTERS, Question, as_questions, load_splits
-from .scorers import adapt_scorer, load_scorer
+from .rivals import beside
+from .scorers import PairScorer, adapt_scorer, load_scorer, set_scale, words_of
 from .shifted import SCORES, detection, uncertainty
 
 MC_DROPOUT = "MC dropout"
+# The methods of every run; `with_tuned` adds those of `training.base_rate`.
 NINE = (*METHODS[:3], MC_DROPOUT, *METHODS[3:])
 VARIANT_METHODS = {**TRAINED, "dropout": MC_DROPOUT}
 # Methods with more than one model, by the variant of a member that they average; and whether over members.
@@ -68,7 +70,8 @@ def run_choice_study(
         asked = {"validation": splits.validation, "test": splits.test, **splits.shifted}
         every = [question for part in (splits.train, *asked.values()) for question in part]
         width = max(len(question.options) for question in every)
-        scorer, tokenizer, home = load_scorer(study.model, width)
+        words = words_of(every) if study.model.kind == "words" else ()
+        scorer, tokenizer, home = load_scorer(study.model, width, words)
         head = clone_of(weights_of(scorer.get_submodule("head"), lambda name, tensor: True))
         kind, longest = study.model.kind, study.model.max_length
         train = as_questions(splits.train, tokenizer, kind, longest, width)
@@ -81,26 +84,37 @@ def run_choice_study(
         notes = [*filter(None, [cut_sentence(shortened, longest, "questions")])]
         for note in notes:
             progress.say(note)
+        questions = {"train": splits.train, **asked}
+        labels = {name: [question.answer for question in part] for name, part in questions.items()}
+        scaled = {}
+        if isinstance(scorer, PairScorer):
+            own = study.model.scale or set_scale(scorer, train, labels["train"], study.evaluation.batch_size)
+            scaled = {"cosine_scale": own}
         adapted = adapt_scorer(scorer, study.lora, [train, *sets.values()], study.evaluation.batch_size)
         if torch.cuda.is_available():
             adapted.to(torch.device("cuda"))
         with alone(folder, folder):
             begin(study, folder, splits.hash, home)
-            questions = {"train": splits.train, **asked}
             shared = Material(
                 study,
                 adapted,
                 train,
                 sets,
                 sets["validation"],
-                {name: [question.answer for question in part] for name, part in questions.items()},
+                labels,
                 lambda one: phases(one, head),
-                VARIANT_METHODS,
+                variants_of(study),
                 progress,
             )
             prepared = time.perf_counter() - begun
             members, settled = run_members(shared, folder / "stages")
-            return _finish(Asked(settled.shared, questions), folder, members, settled, prepared, {"notes": notes})
+            read = {"notes": notes, **scaled}
+            return _finish(Asked(settled.shared, questions), folder, members, settled, prepared, read)
+
+
+def variants_of(study: ChoiceStudy) -> dict[str, str]:
+    """Return what a member predicts with, and how the study calls it."""
+    return {**VARIANT_METHODS, "tuned": TUNED} if study.training.base_rate else dict(VARIANT_METHODS)
 
 
 def read_choice_study(folder: Path) -> ChoiceStudy:
@@ -136,7 +150,8 @@ def _finish(
 ) -> dict[str, Any]:
     begun = time.perf_counter()
     study = asked.study
-    found = [{key: member.predictions(key) for key in VARIANT_METHODS} for member in members]
+    variants = variants_of(study)
+    found = [{key: member.predictions(key) for key in variants} for member in members]
     voted = [{key: parts for key, (parts, _) in one.items()} for one in found]
     seconds = [{key: taken for key, (_, taken) in one.items()} for one in found]
     compared = _compared(asked, voted, "test")
@@ -145,9 +160,13 @@ def _finish(
     names = list(LETTERS[: _width(asked, "test")])
     entropies = [{key: parts["test_entropy"] for key, parts in one.items()} for one in voted]
     shipped, said = choose_shipped(study, compared, asked.labels("validation"), settled, "questions")
+    held = beside(members, [one["swag"] for one in voted], compared.metrics["temperature"])
     metrics = {
         **compared.metrics,
         **said,
+        "verdict": " ".join([said["verdict"], *held["regime"]["says"]]),
+        "rivals": held["rivals"],
+        "regime": held["regime"],
         "shifted": shifted,
         "chosen": {"early_stop_epoch": [member.early_epoch() for member in members], **said["chosen"]},
         "n_test": len(asked.shared.sets["test"]),
@@ -156,6 +175,7 @@ def _finish(
         "labels": names,
         "chance": statistics.fmean(1 / len(question.options) for question in asked.questions["test"]),
         **read,
+        "notes": [*read["notes"], *held["notes"]],
     }
     shown = Shown(
         [f"{q.text} ({'; '.join(q.options)})" for q in asked.questions["test"]],
@@ -163,7 +183,7 @@ def _finish(
         asked.labels("validation"),
         names,
         "last",
-        expected_entropy(entropies, VARIANT_METHODS, compared, shipped),
+        expected_entropy(entropies, variants, compared, shipped),
     )
     histories = write_run(study, folder, members, asked.shared.adapted, compared, shown, shipped)
     write_times(
@@ -171,6 +191,10 @@ def _finish(
     )
     write_json(folder / "metrics.json", metrics)
     return metrics
+
+
+def _methods(study: ChoiceStudy) -> tuple[str, ...]:
+    return with_tuned(NINE) if study.training.base_rate else NINE
 
 
 def _width(asked: Asked, name: str) -> int:
@@ -194,8 +218,8 @@ def _compared(asked: Asked, voted: Sequence[Mapping[str, Voted]], name: str) -> 
         asked.labels(name),
         study.evaluation,
         study.data.seed,
-        trained=VARIANT_METHODS,
-        methods=NINE,
+        trained=variants_of(study),
+        methods=_methods(study),
         things="questions",
     )
 
@@ -204,8 +228,9 @@ def _shifted(asked: Asked, voted: Sequence[Mapping[str, Voted]], name: str) -> d
     """What changes on questions of another kind: the table, and how well uncertainty tells them from the test ones."""
     metrics = _compared(asked, voted, name).metrics
     told: dict[str, Any] = {}
-    for method in NINE:
-        key = SEVERAL.get(method, {v: k for k, v in VARIANT_METHODS.items()}.get(method, ""))
+    variants = variants_of(asked.study)
+    for method in _methods(asked.study):
+        key = SEVERAL.get(method, {v: k for k, v in variants.items()}.get(method, ""))
         if not key:
             continue  # a temperature changes no order of entropies worth a row of its own
         groups = [voted] if method in OVER_MEMBERS else [[one] for one in voted]

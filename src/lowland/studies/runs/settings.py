@@ -177,7 +177,7 @@ def _section(name: str, kind: type[Any], values: dict[str, Any]) -> Any:
 def _typed(key: str, hint: Any, value: Any) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint in (int, float, str) and type(value) is hint:
+    if hint in (int, float, str, bool) and type(value) is hint:
         return value
     inner = {tuple[int, ...]: int, tuple[str, ...]: str, tuple[float, ...]: float}.get(hint)
     if inner is float and isinstance(value, list | tuple):
@@ -193,4 +193,4 @@ def _typed(key: str, hint: Any, value: Any) -> Any:
 def _toml(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else repr(value)
