@@ -79,7 +79,7 @@ def write(found: dict[str, list[dict[str, Any]]], seconds: int, given: argparse.
             kept[part] = [*(row for row in rows if row["name"] not in names), *kept.get(part, [])]
     result: dict[str, Any] = {
         "date": date.today().isoformat(),
-        "command": f"make faults ARGS='--kills {given.kills} --files {given.files} --levels {given.levels}'",
+        "command": "make faults",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "seconds": seconds + (kept.get("seconds", 0) if given.only or len(given.parts.split(",")) < 4 else 0),
@@ -114,8 +114,8 @@ def page(result: dict[str, Any]) -> str:
     }
     return f"""# Kills, full disks, damaged files and two at once
 
-Made by `{result["command"]}` on {result["date"]}, Python {result["python"]}, torch {result["torch"]};
-the numbers stand in `benchmarks/results/faults.json`. A short form of all of it runs with the tests.
+Made by `{result["command"]}`, some rows anew by themselves (`ARGS='--parts disk --only save'`), last on
+{result["date"]}, Python {result["python"]}, torch {result["torch"]}; the numbers stand in `benchmarks/results/faults.json`. A short form of all of it runs with the tests.
 
 ## Kills
 
@@ -126,7 +126,7 @@ that was never killed, and leave nothing beside them.
 
 ## Full disks
 
-A disk with room for a share of what is written, from nothing to more than twice all of it. Other files must stay
+A disk with room for a share of what is written, from nothing to more than all of it. Other files must stay
 whole, no output may be half written, and one line must say that room is missing.
 
 {tables["disk"]}
