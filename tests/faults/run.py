@@ -115,7 +115,8 @@ def page(result: dict[str, Any]) -> str:
     return f"""# Kills, full disks, damaged files and two at once
 
 Made by `{result["command"]}`, some rows anew by themselves (`ARGS='--parts disk --only save'`), last on
-{result["date"]}, Python {result["python"]}, torch {result["torch"]}; the numbers stand in `benchmarks/results/faults.json`. A short form of all of it runs with the tests.
+{result["date"]}, Python {result["python"]}, torch {result["torch"]}; the numbers stand in
+`benchmarks/results/faults.json`. A short form of all of it runs with the tests.
 
 ## Kills
 
