@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from lowland import SWA, SWAG, predict, weights_of
 from lowland.cycles import swa_linear
+from lowland.predict import one_by_one
 from lowland.studies.images.networks import build
 from lowland.studies.images.sets import load_images
 from lowland.studies.runs.randomness import derived_seed
@@ -242,7 +243,8 @@ class Job:
         generator = torch.Generator(x.device).manual_seed(derived_seed(self.seed, "refresh"))
         parts = x[torch.randperm(len(x), generator=generator, device=x.device)].split(self.pictures.batch)
         batches = (moved(part, generator) for part in parts) if refresh else None
-        return predict(model, weights, images, bn_batches=batches, plan="loop").probs.cpu()
+        with one_by_one():
+            return predict(model, weights, images, bn_batches=batches).probs.cpu()
 
     def _write(self, title: str, probs: Tensor, seconds: float) -> None:
         tests, labels = len(self.pictures.test[1]), self.pictures.train[1][:SOME].cpu()

@@ -24,7 +24,7 @@ from harness import _STATE, ROOT, Row, arguments, compare, peak_extra, peer, wri
 from torch import Tensor, nn
 
 from lowland import Mixture
-from lowland.predict import predict
+from lowland.predict import one_by_one, predict
 from lowland.studies.adapters.classifier import AdaptedClassifier, adapt, load_encoder
 from lowland.studies.adapters.tokens import tokenise
 from lowland.studies.packaged import load_packaged
@@ -92,8 +92,13 @@ def plain(model: nn.Module, batches: Sequence[Any], times: int = S) -> None:
             forward(model, batch)
 
 
-def ours(model: nn.Module, draws: Sequence[Weights], batches: Sequence[Any], **options: Any) -> Tensor:
-    return predict(model, Mixture(list(draws)), batches, **options).probs
+def ours(model: nn.Module, draws: Sequence[Weights], batches: Sequence[Any]) -> Tensor:
+    return predict(model, Mixture(list(draws)), batches).probs
+
+
+def looped(model: nn.Module, draws: Sequence[Weights], batches: Sequence[Any]) -> Tensor:
+    with one_by_one():
+        return ours(model, draws, batches)
 
 
 def plan_of(model: nn.Module, draws: Sequence[Weights], batches: Sequence[Any]) -> str:
@@ -316,7 +321,7 @@ def small(report: Report, name: str, model: nn.Module, batches: list[Tensor]) ->
     model.load_state_dict(before)
     answers: dict[str, Callable[[], Tensor]] = {
         "lowland predict": lambda: ours(model, draws, batches),
-        "lowland, its plain loop": lambda: ours(model, draws, batches, plan="loop"),
+        "lowland, its plain loop": lambda: looped(model, draws, batches),
         "naive loop": lambda: averaged_with_spread(model, batches, put),
         "naive loop, mean only, float32": lambda: averaged(model, batches, put),
     }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowland.mixture import Mixture
-from lowland.predict import predict, predict_regression
+from lowland.predict import one_by_one, predict, predict_regression
 from lowland.predict.plans import choice, runner, stacked
 from lowland.predict.plans import sums as sums_of_draws
 from lowland.predict.plans.nested import Opaque, alike, mapped, tensors
@@ -42,7 +44,8 @@ def run(model: nn.Module, posterior: Any, batches: Any, *, plan: str = "auto", *
             patch.setattr(choice, "has_prefix", lambda memo: plan == "prefix" or bool(memo.independent))
         if plan == "copy":
             patch.setattr(Places, "_obstacle", lambda self: "asked for")
-        return call(model, posterior, batches, plan="loop" if plan == "loop" else "auto", **arguments)
+        with one_by_one() if plan == "loop" else nullcontext():
+            return call(model, posterior, batches, **arguments)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -806,11 +809,27 @@ def test_draws_that_name_other_tensors_stand_alone() -> None:
         torch.testing.assert_close(got.probs, wanted.probs, rtol=1e-5, atol=1e-7)
 
 
-def test_an_unknown_plan_and_an_empty_loader() -> None:
+def test_the_plain_loop_is_of_its_block_and_its_thread_alone() -> None:
+    model, draws = mlp(), Mixture(points(mlp(), 30, only="5."))
+    others: list[str] = []
+
+    def plan() -> str:
+        return predict(model, draws, rows()).plan
+
+    assert plan() != "loop"
+    with pytest.raises(KeyError), one_by_one():
+        with one_by_one():
+            assert plan() == "loop"
+        assert plan() == "loop"
+        other = threading.Thread(target=lambda: others.append(plan()))
+        other.start()
+        other.join()
+        raise KeyError
+    assert plan() != "loop" and others != ["loop"]
+
+
+def test_an_empty_loader() -> None:
     model = mlp()
-    for plan in ("fast", "copy", "prefix", "stacked", None):
-        with pytest.raises(ValueError, match='plan must be "auto" or "loop", got'):
-            predict(model, weights_of(model), rows(), plan=plan)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batches gave 0 batches in draw 1, wanted at least one"):
         run(model, Mixture(points(model)), [], plan="stacked")
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from math import isfinite
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,8 @@ from .prediction import Regression as Regression
 Batch = TypeVar("Batch")
 Result = TypeVar("Result", Prediction, Regression)
 Refresh = Callable[[nn.Module, Weights], float]
-Plan = Literal["auto", "loop"]
+
+_one_by_one: ContextVar[bool] = ContextVar("_one_by_one", default=False)
 
 SAMPLES = 30  # draws from a posterior with infinitely many points, as in the SWAG and MultiSWAG papers
 
@@ -49,7 +51,6 @@ def predict(
     samples: int | None = None,
     forward: Callable[[nn.Module, Batch], object] | None = None,
     bn_batches: Iterable[Batch] | FastRefresh[Batch] | None = None,
-    plan: Plan = "auto",
     generator: torch.Generator | None = None,
 ) -> Prediction:
     """Average the model's predicted probabilities on `batches` over draws of its weights.
@@ -59,6 +60,10 @@ def predict(
     also after an exception. The same call gives the same bits in every run.
 
     Draws may read `batches` again, in the same order: pass a list, or a loader that does not shuffle.
+
+    How draws are run follows from the model's structure and the batches' shapes: in fewer passes where there are such
+    (`lowland.predict.plans`). `Prediction.plan` tells how. The answer is that of the plain loop: the same bits, or
+    within rounding of the model's dtype where the plan is "stacked". In a block of `one_by_one` it is that loop.
 
     A model with BatchNorm wants `bn_batches`, training batches with which `refresh_bn` runs after every draw. Without
     them each draw is used with the running statistics in the model (or in the draw, where buffers were averaged too),
@@ -76,10 +81,7 @@ def predict(
         forward: returns logits (B, C) for a batch. By default the model is called with a tensor batch, with the first
             of a tuple, or with a mapping's entries as keyword arguments, and the answer is its output or the output's
             `logits`. It is also where to count what is done: rows come once for each draw, and up to three times more
-            in the first batch.
-        plan: "auto" runs draws by the model's structure and the batches' shapes, in fewer passes where there are such
-            (`lowland.predict.plans`); "loop" one by one. `Prediction.plan` tells how. The answer is that of the plain
-            loop: the same bits, or within rounding of the model's dtype where the plan is "stacked".
+            in the first batch, unless draws run `one_by_one`.
 
     Raises:
         ValueError: `samples` is below 1; `batches` are empty, shuffled, used up, no batches but one, or change between
@@ -92,7 +94,7 @@ def predict(
     >>> p.probs[0].tolist(), p.samples, p.mutual_information.tolist()
     ([0.5, 0.5], 1, [0.0, 0.0, 0.0])
     """
-    return _averaged(Classes, model, posterior, batches, samples, forward, bn_batches, plan, generator)
+    return _averaged(Classes, model, posterior, batches, samples, forward, bn_batches, generator)
 
 
 @torch.no_grad()
@@ -104,7 +106,6 @@ def predict_regression(
     samples: int | None = None,
     forward: Callable[[nn.Module, Batch], object] | None = None,
     bn_batches: Iterable[Batch] | FastRefresh[Batch] | None = None,
-    plan: Plan = "auto",
     generator: torch.Generator | None = None,
 ) -> Regression:
     """Average the numbers that the model predicts on `batches` over draws of its weights.
@@ -119,7 +120,25 @@ def predict_regression(
     >>> p.mean[0].item(), p.variance[0].item()
     (2.0, 0.0)
     """
-    return _averaged(Numbers, model, posterior, batches, samples, forward, bn_batches, plan, generator)
+    return _averaged(Numbers, model, posterior, batches, samples, forward, bn_batches, generator)
+
+
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    """Run a block in which `predict` passes every batch once for every draw, and shares nothing between draws.
+
+    To count passes, or to hold a plan against the plain loop. It counts for this thread, or this task.
+
+    >>> model = nn.Linear(1, 2)
+    >>> with one_by_one():
+    ...     predict(model, dict(model.named_parameters()), [torch.ones(3, 1)]).plan
+    'loop'
+    """
+    token = _one_by_one.set(True)
+    try:
+        yield
+    finally:
+        _one_by_one.reset(token)
 
 
 def _averaged(
@@ -130,12 +149,9 @@ def _averaged(
     samples: int | None,
     forward: Callable[[nn.Module, Batch], object] | None,
     bn_batches: Iterable[Batch] | FastRefresh[Batch] | None,
-    plan: str,
     generator: torch.Generator | None,
 ) -> Result:
     check_draws(samples, generator)
-    if plan not in ("auto", "loop"):
-        raise ValueError(f'plan must be "auto" or "loop", got {plan!r}')
     points, counts = _points(posterior, samples, generator)
     _check_batches(batches, "batches", len(counts))
     model = unwrapped(model)
@@ -160,7 +176,7 @@ def _averaged(
             return {**weights, **_statistics(model)}
 
     sums = kind(len(counts), counts)
-    runner = Runner(model, batches, run, sums, take, plan)
+    runner = Runner(model, batches, run, sums, take, "loop" if _one_by_one.get() else "auto")
     with evaluating(model):
         runner.everything()
     return replace(sums.result(runner.plan), bn_error=max(errors, default=0.0))

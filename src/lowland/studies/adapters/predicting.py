@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lowland import predict
 from lowland.averager import Drawable
 from lowland.integrations.peft.folded import Folded
+from lowland.predict import one_by_one
 from lowland.weights import Weights
 
 from .classifier import AdaptedClassifier
@@ -68,16 +69,15 @@ def predicted(
         # `predict` can go on refusing outputs that are not finite.
         return logits.masked_fill(logits == float("-inf"), -1e4)
 
-    # The loop brings each batch exactly once for each draw, which is what is counted here.
-    found = predict(
-        adapted.merged,
-        Folded(adapted.model, posterior),
-        items,
-        samples=samples,
-        forward=forward,
-        plan="loop",
-        generator=generator,
-    )
+    with one_by_one():  # each batch comes exactly once for each draw, which is what is counted here
+        found = predict(
+            adapted.merged,
+            Folded(adapted.model, posterior),
+            items,
+            samples=samples,
+            forward=forward,
+            generator=generator,
+        )
     result, begun = {}, 0
     for name in sets:
         order = torch.tensor([row for other, rows, _ in items if other == name for row in rows])

@@ -12,6 +12,7 @@ from torch import Tensor
 from lowland import predict
 from lowland.averager import Drawable
 from lowland.calibration import accuracy, nll, summary
+from lowland.predict import one_by_one
 from lowland.weights import Weights
 
 from ..grid.cells import Cell
@@ -76,15 +77,15 @@ class Judge:
         for x, _ in parts.values():
             batches += list(torch.split(x, self.study.evaluation.batch_size))
             lengths.append(len(x))
-        probs = predict(
-            self.model,
-            candidate.posterior,
-            batches,
-            samples=candidate.samples,
-            bn_batches=self.statistics if candidate.refresh else None,
-            plan="loop",  # "auto" measures which is fastest, and what is fastest may round differently
-            generator=stream(self.cell.seed, f"draws of {name}"),
-        ).probs
+        with one_by_one():  # stacked draws may round otherwise
+            probs = predict(
+                self.model,
+                candidate.posterior,
+                batches,
+                samples=candidate.samples,
+                bn_batches=self.statistics if candidate.refresh else None,
+                generator=stream(self.cell.seed, f"draws of {name}"),
+            ).probs
         each = torch.split(probs, lengths)
         return {key: (each[index], labels) for index, (key, (_, labels)) in enumerate(parts.items())}
 
