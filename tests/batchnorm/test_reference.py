@@ -315,7 +315,7 @@ def test_without_batchnorm_nothing_is_read() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"keep": 1}, "keep must be a whole number of at least 2, one batch for each half, got 1"),
+        ({"keep": 1}, "keep must be one batch or more for each half, a whole number of at least 2, got 1"),
         ({"weighting": "sample"}, 'weighting must be "samples" or "batches", got \'sample\''),
         ({"max_batches": 0}, "max_batches must be at least 1 or None, got 0"),
     ],
@@ -328,7 +328,7 @@ def test_bad_arguments(arguments: Any, says: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"few": 1}, "few must be a whole number of at least 2, one batch for each half, got 1"),
+        ({"few": 1}, "few must be one batch or more for each half, a whole number of at least 2, got 1"),
         ({"tolerance": -1.0}, "tolerance must be at least 0, or None for a fixed number of batches, got -1.0"),
         ({"tolerance": float("nan")}, "tolerance must be at least 0, .* got nan"),
     ],

@@ -144,7 +144,7 @@ def test_a_file_gives_model_losses_and_batches(run: Run, tmp_path: Path) -> None
         (["--lower-is-better"], "belongs to --score"),
         (["--data", "none.py"], "there is no file none.py"),
         (["--data", "data.py", "--score", "x {}"], "exclude each other"),
-        (["--points", "0"], "points must be at least 1"),
+        (["--points", "0"], "points must be a whole number of at least 1"),
     ],
 )
 def test_mistakes_are_one_line(run: Run, tmp_path: Path, options: list[str], message: str) -> None:

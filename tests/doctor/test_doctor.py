@@ -379,7 +379,7 @@ def test_the_outputs_say_whether_a_spread_is_a_point() -> None:
         ({"score": double_well, "mixture": lambda places, shares: 0.0}, "exclude each other"),
         ({"model": nn.Linear(1, 1)}, "belong together"),
         ({"mixture": lambda places, shares: 0.0, "model": nn.Linear(1, 1), "batches": []}, "refreshes its own"),
-        ({"score": double_well, "points": 0}, "points must be at least 1"),
+        ({"score": double_well, "points": 0}, "points must be a whole number of at least 1"),
         ({"score": double_well, "tolerance": -1.0}, "tolerance must be at least 0"),
         ({"score": lambda weights: torch.zeros(2, 2)}, "a number, or one an example"),
         ({"score": lambda weights: [0.0] * (1 + int(weights["w"][0] > 0))}, "of one length"),

@@ -460,3 +460,26 @@ def test_statistics_of_other_weights_are_refused() -> None:
         measured(model, iter(batches), classification)
     with pytest.raises(ValueError, match="empty"):
         measured(model, [], classification, refresh=lambda m: None)(weights_of(model))
+
+
+def test_whole_numbers_are_asked_for_in_one_way() -> None:
+    from lowland.landscape import Plane, Work, perturbed, rays, window
+
+    w = {"w": torch.zeros(2)}
+    plane = Plane.spanned(w, {"w": torch.eye(2)[0]}, {"w": torch.eye(2)[1]})
+
+    def size(weights: dict[str, Tensor]) -> float:
+        return float(weights["w"].square().sum())
+
+    for wrong in (0, True, 2.5):
+        for name, call in {
+            "points": lambda n: line(w, w, size, points=n),
+            "draws": lambda n: perturbed(w, size, std=1.0, draws=n),
+            "the number of columns": lambda n: window(plane, size, (0.0, 1.0), (0.0, 1.0), points=(n, 3)),
+            "jobs": lambda n: Work(jobs=n),
+            "directions": lambda n: rays(w, size, directions=n, places=[1.0]),
+        }.items():
+            if isinstance(wrong, float) and name in ("points", "directions"):
+                continue  # what is no whole number stands for places, and for weights
+            with pytest.raises(ValueError, match=f"{name} must be .*a whole number of at least [12], got {wrong}"):
+                call(wrong)

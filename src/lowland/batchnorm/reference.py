@@ -30,6 +30,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from ..arguments import whole
 from ..weights.running import call, evaluating, unwrapped
 from .statistics import (
     Sums,
@@ -105,8 +106,7 @@ def bn_reference(
     >>> round(model[1].running_var.item(), 2)  # 3^2 times (1 + 4 + 9) / 3 times 5 / 3: exact, as all is linear here
     70.0
     """
-    if isinstance(keep, bool) or not isinstance(keep, int) or keep < FEW:
-        raise ValueError(f"keep must be a whole number of at least {FEW}, one batch for each half, got {keep}")
+    keep = whole("keep", keep, FEW, hint="one batch or more for each half, ")
     check_arguments(weighting, max_batches)
     model = unwrapped(model, compiled=True)
     source = _Source(batches, call if forward is None else forward, weighting, max_batches, synchronise)
@@ -154,8 +154,7 @@ class BNReference(Generic[Batch]):
                 of them; a kept batch was overwritten; statistics come out not finite; all batches are needed and were
                 an iterator; or an argument is none of those above. Nothing is changed then.
         """
-        if isinstance(few, bool) or not isinstance(few, int) or few < FEW:
-            raise ValueError(f"few must be a whole number of at least {FEW}, one batch for each half, got {few}")
+        few = whole("few", few, FEW, hint="one batch or more for each half, ")
         if tolerance is not None and not tolerance >= 0:
             raise ValueError(f"tolerance must be at least 0, or None for a fixed number of batches, got {tolerance}")
         model = unwrapped(model, compiled=True)

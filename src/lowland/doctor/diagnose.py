@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arguments import whole
 from ..retroactive.records import Source
 from . import along, files, norms, permutation, weights_alone
 from . import trajectory as steps
@@ -145,8 +146,7 @@ def _check(
         raise ValueError("model and batches belong together: pass both or neither")
     if mixture is not None and model is not None:
         raise ValueError("a mixture refreshes its own statistics: pass score with model and batches")
-    if points < 1:
-        raise ValueError(f"points must be at least 1, got {points}")
+    points = whole("points", points, 1)
     if tolerance is not None and not tolerance >= 0:
         raise ValueError(f"tolerance must be at least 0, got {tolerance}")
 

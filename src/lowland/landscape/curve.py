@@ -18,6 +18,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
+from ..arguments import whole
 from ..arithmetic.moments import check_numbers
 from ..weights.kinds import check_same_codes, check_same_kinds
 from ..weights.named import Weights, check_same, clone_of
@@ -162,8 +163,7 @@ def along(curve: Curve, measure: Measure, *, points: int | Sequence[float] = 61)
 
 @torch.no_grad()
 def _on_the_line(a: Weights, b: Weights, free: int) -> list[Weights]:
-    if isinstance(free, bool) or not isinstance(free, int) or free < 1:
-        raise ValueError(f"free must be a whole number of at least 1, the points between the ends, got {free}")
+    free = whole("free", free, 1, hint="the points between the ends, ")
     for end, what in ((a, "the curve's first end"), (b, "the curve's second end")):
         check_numbers(end, what, complex_too=True)
     check_same(a, b, what="the curve's second end")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import whole
 from .plane import Plane, Point
 from .walk import Measure, vertex
 from .working import HERE, Work, asking
@@ -198,8 +199,9 @@ def window(
     """
     columns, rows = (points, points) if isinstance(points, int) else points
     for what, count, (low, high) in (("columns", columns, x), ("rows", rows, y)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 2 or not low < high:
-            raise ValueError(f"wanted at least 2 {what} over a range that ascends, got {count} from {low} to {high}")
+        whole(f"the number of {what}", count, 2)
+        if not low < high:
+            raise ValueError(f"{what} want a range that ascends, got {low} to {high}")
         if levels and (count - 1) % 4:
             raise ValueError(f"with levels, {what} less 1 must be a multiple of 4 (such as 21 or 41), got {count}")
     xs, ys = _even(*x, columns), _even(*y, rows)

@@ -19,6 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..arguments import whole
 from ..arithmetic.moments import check_numbers
 from ..arithmetic.philox import new_key
 from ..weights.named import Weights
@@ -60,8 +61,9 @@ def perturbed(
     >>> found["loss"].low < 0.01 < found["loss"].high
     True
     """
-    if not std > 0 or isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise ValueError(f"wanted std above 0 and at least 1 draw, got std {std} and {draws}")
+    if not std > 0:
+        raise ValueError(f"std must be above 0, got {std}")
+    draws = whole("draws", draws, 1)
     bundle = Bundle(w, new_key(generator), normalise, unit=normalise == "norm")
     with asking(measure, bundle, work) as ask:
         found = ask([(float(number), float(std)) for number in range(draws)])

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..arguments import whole
 from ..arithmetic.philox import new_key
 from ..weights.named import Weights
 from .bundle import Bundle
@@ -123,8 +124,7 @@ def rays(
     if len(ts) < 2 or any(not b > a for a, b in zip(ts, ts[1:], strict=False)) or ts[0] < 0:
         raise ValueError(f"places must be distances above 0, ascending, got {list(places)}")
     if isinstance(directions, int):
-        if isinstance(directions, bool) or directions < 1:
-            raise ValueError(f"directions must be at least 1, or a list of weights, got {directions}")
+        whole("directions", directions, 1, hint="a list of weights, or ")
         key = new_key(generator)
         count = directions
     else:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import whole
 from ..arithmetic.moments import check_numbers
 from ..averager.shown import one_line, table
 from ..weights.kinds import check_same_codes, check_same_kinds
@@ -316,8 +317,7 @@ def evenly(points: int) -> tuple[float, ...]:
     >>> evenly(3)
     (0.0, 0.5, 1.0)
     """
-    if isinstance(points, bool) or not isinstance(points, int) or points < 2:
-        raise ValueError(f"points must be a whole number of at least 2, for both ends, or the places, got {points}")
+    points = whole("points", points, 2, hint="the places, or for both ends ")
     return tuple(k / (points - 1) for k in range(points))
 
 

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..arguments import whole
 from ..weights.named import Weights
 from .together import as_numbers
 from .walk import Measure
@@ -61,7 +62,7 @@ class Work:
     >>> Work(jobs=0)
     Traceback (most recent call last):
     ...
-    ValueError: jobs must be at least 1 process, got 0
+    ValueError: jobs must be a whole number of at least 1, got 0
     """
 
     jobs: int = 1
@@ -71,8 +72,7 @@ class Work:
     progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.jobs, bool) or not isinstance(self.jobs, int) or self.jobs < 1:
-            raise ValueError(f"jobs must be at least 1 process, got {self.jobs}")
+        whole("jobs", self.jobs, 1)
         if self.ranks and not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError("ranks=True shares places among ranks: call torch.distributed.init_process_group first")
         if self.ranks and self.keep is not None:
