@@ -21,7 +21,7 @@ from .updates import BFLOAT16, EXPONENTS, FLOAT32, largest
 
 cgutils: Any = _untyped
 
-CHUNK = 512  # elements whose statistics are held in a core's own cache while all draws are made
+CHUNK = 256  # elements whose statistics, at rank 20, lie in a first cache of 32 KB while all draws are made
 FIELDS = 9  # mean, base, columns, bytes to the next column, target, bytes to the next draw, tensor, start, length
 
 _I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
