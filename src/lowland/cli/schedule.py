@@ -59,7 +59,7 @@ def schedule(
     if as_json:
         screen.print_json({"schedule": repr(made), "steps": steps, "rates": rates, "collect_after": collected})
         return
-    screen.show(_table(repr(made), rates, collected, rows))
+    screen.out.print(_table(repr(made), rates, collected, rows))  # a picture, with its lines in a pipe too
     last = f"; the figure is in {svg}" if svg is not None else "; --svg FILE draws it"
     screen.say(
         f"{len(collected)} collected in {steps} steps, after {_some(collected)}{last}. In code: "
