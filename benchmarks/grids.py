@@ -56,7 +56,8 @@ def write(
         f"{work / 60:.0f} minutes of training, averaging and evaluation on one thread each; the cells' times by the "
         f"clock, with other work beside them, add up to {timings['cells_seconds'] / 60:.0f} minutes.",
         "",
-        *([metrics["verdict"], ""] if len(metrics["pairs"]) > 1 else []),  # no test over pairs can tell of one
+        metrics["verdict"],
+        "",
         *(f"{note}\n" for note in notes),
         *_claims(kind, metrics),
         *_tables(kind, metrics),

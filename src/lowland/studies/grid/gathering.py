@@ -174,6 +174,8 @@ def verdict(kind: Kind, claims: Mapping[str, Any], pairs: int, seeds: int) -> st
     seeds, Wilcoxon's signed-rank test over the pairs with Holm's correction for 1 claim.
     """
     metric = kind.main
+    if pairs == 1:
+        return _of_one_pair(kind, claims, seeds)
     phrases: list[str] = []
     for ours, theirs in kind.claims:
         found = claims[f"{ours} - {theirs}"][metric.key]
@@ -193,4 +195,33 @@ def verdict(kind: Kind, claims: Mapping[str, Any], pairs: int, seeds: int) -> st
     return (
         f"In {metric.label}, {'; '.join(phrases)}. Means over {seeds} seed{'' if seeds == 1 else 's'}, Wilcoxon's "
         f"signed-rank test over the pairs with Holm's correction for {claims_made}.{few}"
+    )
+
+
+def _of_one_pair(kind: Kind, claims: Mapping[str, Any], seeds: int) -> str:
+    """The same where no test over pairs can tell anything: the paired intervals over seeds.
+
+    >>> kind = Kind("toys", "toys", (Metric("score", "score", True),), "SGD", ("SGD", "SWA"), (("SWA", "SGD"),))
+    >>> one = {"pairs": [{"mean": 0.02, "low": 0.01, "high": 0.03}]}
+    >>> print(_of_one_pair(kind, {"SWA - SGD": {"score": one}}, 8))
+    In score, SWA is better than SGD (+0.0200 [+0.0100, +0.0300]). One pair of data set and model: means over 8 seeds
+    and 95 % intervals of the paired difference, with no correction for 1 claim.
+    """
+    phrases = []
+    for ours, theirs in kind.claims:
+        found = claims[f"{ours} - {theirs}"][kind.main.key]["pairs"][0]
+        low, high = found["low"], found["high"]
+        if low is None:
+            phrases.append(f"{ours} less {theirs} is {found['mean']:+.4f}")
+            continue
+        favours = (found["mean"] > 0) == kind.main.higher
+        told = low > 0 or high < 0
+        word = "not told apart from" if not told else "better than" if favours else "worse than"
+        phrases.append(f"{ours} is {word} {theirs} ({found['mean']:+.4f} [{low:+.4f}, {high:+.4f}])")
+    claims_made = f"{len(kind.claims)} claim{'' if len(kind.claims) == 1 else 's'}"
+    if seeds == 1:
+        return f"In {kind.main.label}, {'; '.join(phrases)}. One pair and one seed: nothing can be told apart."
+    return (
+        f"In {kind.main.label}, {'; '.join(phrases)}. One pair of data set and model: means over {seeds} seeds and "
+        f"95 % intervals of the paired difference, with no correction for {claims_made}."
     )

@@ -240,6 +240,10 @@ def _claims(kind: ShownKind, claims: Mapping[str, Any]) -> list[tuple[str, list[
             own = found[metric.key]
             favours = (own["side"] > 0) == metric.higher
             word = "not told apart" if own["p_holm"] >= 0.05 else "better" if favours else "worse"
+            if own["n"] == 1 and own["pairs"][0]["low"] is not None:  # no test over pairs can tell of one: over seeds
+                gap = own["pairs"][0]
+                told = gap["low"] > 0 or gap["high"] < 0
+                word = ("better" if (gap["mean"] > 0) == metric.higher else "worse") if told else "not told apart"
             cells.append(
                 {
                     "value": _signed(own["mean"]),
