@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lowland.arithmetic import kernels
 from lowland.population import DART, IMWA, PAPA, PAPA2, WASH, DiLoCo, LocalSGD, PAPAAll, Population, layers, streams
-from lowland.population.exchange import Alone, all_finite
+from lowland.population.alone import Alone
+from lowland.population.passes import all_finite
 from lowland.population.repair import repair_
 
 from ..reference import population as naive

@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 from ..arithmetic.moments import first_nonfinite
 from ..weights import Select, Weights, check_same, floating, selected
 from ..weights.shards import anywhere, is_sharded, local, runs
-from .exchange import PIECE, Exchange, Row, all_finite
+from .exchange import Exchange, Row
+from .passes import PIECE, all_finite
 
 Named = dict[str, Tensor]
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,11 +14,13 @@ from torch.optim import Optimizer
 
 from ..arithmetic.moments import check_numbers
 from ..weights import Select, applied, check_same, clone_of, floating, parameters, select_name, weights_of
-from ..weights.kinds import check_kinds, check_writable
-from ..weights.shards import is_sharded, like, local
-from .exchange import Alone, Exchange, Ranks
+from ..weights.shards import is_sharded, like
+from .alone import Alone
+from .exchange import Exchange
+from .joining import check_members, each, introduction, over
 from .members import Members, Named, joined, rows_of
 from .meter import Meter, Traffic
+from .ranks import Ranks
 from .rule import Rule
 
 
@@ -80,14 +81,14 @@ class Population:
         several = not isinstance(models, nn.Module)
         members = list(models) if isinstance(models, Sequence) else [models]
         steppers = None if optimizers is None else [optimizers] if isinstance(optimizers, Optimizer) else [*optimizers]
-        _check_members(members, steppers, several, group, rule, batches, select)
-        exchange: Exchange = Alone(len(members)) if several else _ranks(members[0], group, select)
+        check_members(members, steppers, several, group, rule, batches, select)
+        exchange: Exchange = Alone(len(members)) if several else over(group, members[0], select)
         if exchange.size < 2:
             raise ValueError(f"a population needs at least two members, the group has {exchange.size} rank")
         self.rule, self.meter, self.log = rule, Meter(), list[Probe]()
-        self._members = Members(members, steppers, exchange, select, seed, check_finite, _each(batches, len(members)))
+        self._members = Members(members, steppers, exchange, select, seed, check_finite, each(batches, len(members)))
         self._members.slots = rule.slots(self._members)
-        self._members.introduced = self._introduction()
+        self._members.introduced = introduction(rule, self._members)
         for optimizer in steppers or ():
             optimizer.register_step_pre_hook(lambda *_: self.settle())
             optimizer.register_state_dict_pre_hook(lambda *_: self.settle())
@@ -307,80 +308,8 @@ class Population:
         pairs = zip(names, row, strict=True)
         return {name: like(t, whole[name]) if name in whole and is_sharded(whole[name]) else t for name, t in pairs}
 
-    def _introduction(self) -> str:
-        own = self._members
-        kind = type(own.optimizers[0]).__name__ if own.optimizers else "no optimiser"
-        first = next(iter(own.first().items()))
-        shapes = hashlib.blake2b(repr([(n, tuple(t.shape)) for n, t in own.first().items()]).encode()).hexdigest()
-        start = ""
-        if getattr(self.rule, "one_start", False):
-            digests = [_digest(each) for each in own.parameters()]
-            if len(set(digests)) > 1:
-                raise ValueError(f"{type(self.rule).__name__} wants members of one start: copy one's weights to all")
-            start = f", start {digests[0]}"
-        where = f"{len(own.sizes())} tensors from {first[0]} (digest {shapes[:8]})"
-        return f"{self.rule}, seed {own.seed}, {kind}, {where}{start}"
-
-
-def _check_members(
-    members: Sequence[nn.Module],
-    optimizers: Sequence[Optimizer] | None,
-    several: bool,
-    group: Any,
-    rule: Rule,
-    batches: Any,
-    select: Select,
-) -> None:
-    if several and group is not None:
-        raise ValueError("over a process group each rank has one model: pass that one, not a list")
-    if several and len(members) < 2:
-        raise ValueError(f"a population needs at least two members, got {len(members)}")
-    if not several and group is None:
-        raise ValueError("a single model is one rank's: pass group=, such as torch.distributed.group.WORLD, or a list")
-    first = weights_of(members[0], select)
-    seen: dict[int, int] = {}
-    for number, model in enumerate(members):
-        own = weights_of(model, select)
-        check_kinds(own, f"member {number}")
-        check_same(first, own, what=f"member {number} beside member 0")
-        check_writable(own, own, f"member {number}")
-        odd = [name for name, tensor in own.items() if tensor.dtype != first[name].dtype]
-        if odd:
-            raise ValueError(f"{odd[0]} of member {number} is {own[odd[0]].dtype}, of member 0 {first[odd[0]].dtype}")
-        for name, tensor in own.items():
-            if local(tensor).numel() and seen.setdefault(local(tensor).data_ptr(), number) != number:
-                raise ValueError(f"member {number} shares {name} with another: give each member its own model")
-    if optimizers is not None and len(optimizers) != len(members):
-        raise ValueError(f"there are {len(members)} models and {len(optimizers)} optimisers: pass one for each")
-    kinds = {type(optimizer).__name__ for optimizer in optimizers or ()}
-    if len(kinds) > 1:
-        raise ValueError(f"the optimisers are of different kinds, {sorted(kinds)}: a population has one kind")
-    needs = rule.needs()
-    if needs == "optimizers" and not optimizers:
-        raise ValueError(f"{rule} follows the optimisers: pass optimizers=, one for each member")
-    if needs == "batches" and batches is None:
-        raise ValueError(f"{rule} measures activations: pass batches=, training batches that can be read again")
-
-
-def _each(batches: Any, members: int) -> list[Iterable[Any]]:
-    several = isinstance(batches, Sequence) and len(batches) == members and members > 1
-    return list(batches) if several else [batches] * members
-
-
-def _ranks(model: nn.Module, group: Any, select: Select) -> Ranks:
-    found = group.get_group() if hasattr(group, "get_group") and hasattr(group, "mesh") else group
-    return Ranks(found, local(next(iter(weights_of(model, select).values()))).device)
-
 
 def _copies(tensor: Tensor) -> int:
     """How many ranks hold each element of a sharded tensor."""
     placed = zip(tensor.placements, tensor.device_mesh.shape, strict=True)  # type: ignore[attr-defined]
     return math.prod(size for placement, size in placed if placement.is_replicate())
-
-
-def _digest(weights: Named) -> str:
-    found = hashlib.blake2b(digest_size=8)
-    for name, tensor in weights.items():
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
