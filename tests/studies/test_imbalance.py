@@ -220,5 +220,5 @@ def test_settings_out_of_range_are_named(given: dict[str, Any], message: str) ->
 def test_a_diverging_branch_is_named(tiny: dict[str, Any]) -> None:
     study = from_mapping({**tiny, "training": {**tiny["training"], "learning_rate": 1e9}})
     (cell,) = cells(study)
-    with pytest.raises(RuntimeError, match=r"cell quarters\.r4-cnn2x4-0: .*(diverged|not finite): lower training"):
+    with pytest.raises(RuntimeError, match=r"cell quarters\.r4-cnn2x4-0: .*(diverged|is not finite)"):
         train(study, cell, load(study, cell), phases(12, 2, 2)["MWA"])
