@@ -34,7 +34,7 @@ def ours(problem: Problem, lambdas: list[float], tol: float) -> Iterator[np.ndar
     for lambda_ in lambdas:
         penalties = np.full(problem.X.shape[1], lambda_)
         found = solve(problem, penalties, fit_intercept=False, tol=tol, warm=warm)
-        warm = found, penalties
+        warm = found
         yield found.coef
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
+from joblib.parallel import ThreadingBackend
 from scipy.sparse import csr_matrix
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from lowland.linear import ACOWALogisticRegression, OWALogisticRegression
 from lowland.linear.messages import Meter, payload
@@ -50,6 +52,45 @@ def test_loaders_and_joblib_give_what_this_process_gives():
     same(here, ACOWALogisticRegression(**SETTINGS, n_jobs=2).fit_partitions(PARTS, engine="threading"))
     with joblib.parallel_config(backend="threading"):
         same(here, ACOWALogisticRegression(**SETTINGS, n_jobs=2).fit_partitions(PARTS))
+
+
+class AtOnce(ThreadingBackend):
+    """A backend that hands over its results all at once, as Ray's and Spark's do."""
+
+    supports_return_generator = False
+
+
+def test_a_backend_that_returns_no_generator():
+    joblib.register_parallel_backend("at-once", AtOnce)
+    told = []
+    found = ACOWALogisticRegression(**SETTINGS, n_jobs=2)
+    found.fit_partitions(PARTS, engine="at-once", progress=lambda *one: told.append(one))
+    same(found, ACOWALogisticRegression(**SETTINGS).fit_partitions(PARTS))
+    assert told[-1] == ("projecting", 3, 3)
+
+
+class Threads:
+    """Rows whose opening notes how many threads linear algebra may use: the only one of a step that starts any."""
+
+    def __init__(self, number, seen):
+        self.number, self.seen = number, seen
+
+    def __call__(self):
+        self.seen.extend(
+            (one["num_threads"], one["filepath"]) for one in threadpool_info() if one["internal_api"] == "openblas"
+        )
+        return PARTS[self.number]
+
+
+def test_steps_use_one_thread_each_however_many_run():
+    for engine in (None, "threading"):
+        seen = []
+        with threadpool_limits(3):
+            before = [one["num_threads"] for one in threadpool_info()]
+            model = OWALogisticRegression(0.02, random_state=0, n_jobs=None if engine is None else 2)
+            model.fit_partitions([Threads(k, seen) for k in range(3)], engine=engine)
+            assert [one["num_threads"] for one in threadpool_info()] == before
+        assert len(seen) >= 9 and {count for count, _ in seen} == {1}, seen
 
 
 @pytest.mark.slow
@@ -125,6 +166,10 @@ def test_two_dask_workers_give_the_same_bits(cluster):
     rows = np.concatenate([part.toarray() for part, _ in PARTS]), np.concatenate([y for _, y in PARTS])
     arrays = da.from_array(rows[0], chunks=(80, 40)), da.from_array(rows[1], chunks=80)
     same(here, OWALogisticRegression(**SETTINGS).fit_partitions(arrays, client=cluster))
+    loaders = [Loader(k) for k in range(3)]
+    same(here, OWALogisticRegression(**SETTINGS, n_jobs=2).fit_partitions(loaders, engine="dask"))
+    with joblib.parallel_config(backend="dask"):
+        same(here, OWALogisticRegression(**SETTINGS, n_jobs=2).fit_partitions(loaders))
     with pytest.raises(ValueError, match="partition 1: Input X contains NaN"):
         broken = [PARTS[0], (np.full((2, 40), np.nan), [0, 1])]
         OWALogisticRegression(**SETTINGS).fit_partitions(broken, client=cluster)

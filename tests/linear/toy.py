@@ -9,6 +9,7 @@ from lowland.linear import (
     DebiasedAverageLogisticRegression,
     NaiveAverageLogisticRegression,
     OWALogisticRegression,
+    ProxCSLLogisticRegression,
 )
 
 ALL = [
@@ -17,6 +18,7 @@ ALL = [
     OWALogisticRegression,
     ACOWALogisticRegression,
     CSLLogisticRegression,
+    ProxCSLLogisticRegression,
 ]
 FIRST = csr_matrix([[1.0, 0], [2, 1], [0, 1], [-1, 1]]), np.array([1, 1, 1, -1])
 SECOND = csr_matrix([[1.0, -1], [-2, 0], [-1, -2], [0, -1]]), np.array([1, -1, -1, -1])

@@ -30,7 +30,7 @@ Seed = Annotated[int, typer.Option(help="Of samples and folds.")]
 def fit(
     shards: Folder,
     out_file: Annotated[Path, typer.Option("--out", help="The model, a .safetensors file.")],
-    method: Annotated[str, typer.Option(help="acowa, owa, naive, debiased or csl.")] = "acowa",
+    method: Annotated[str, typer.Option(help="acowa, owa, naive, debiased, csl or proxcsl.")] = "acowa",
     lambda_: Annotated[float, typer.Option("--lambda", help="The penalty, beside the mean loss.")] = 1e-3,
     features: Features = None,
     names: Names = None,
@@ -158,7 +158,7 @@ def path(
             bars.begin(name, 1)
             bars.end(f"{name}: fitting")
 
-        settings = {"random_state": seed, "n_jobs": jobs if jobs > 1 else None}
+        settings: dict[str, Any] = {"random_state": seed, "n_jobs": jobs if jobs > 1 else None}
         found = follow(holders, {"test": judged}, steps, chosen, client=client, told=told, **settings)
     with alone(out_folder, out_folder):
         write_json(out_folder / "path.json", found)

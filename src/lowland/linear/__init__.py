@@ -15,6 +15,7 @@ from .csl import CSLLogisticRegression as CSLLogisticRegression
 from .model import from_bytes as from_bytes
 from .model import to_bytes as to_bytes
 from .owa import OWALogisticRegression as OWALogisticRegression
+from .proxcsl import ProxCSLLogisticRegression as ProxCSLLogisticRegression
 from .shards import Shard as Shard
 from .shards import shards_in as shards_in
 from .shards import write_shard as write_shard

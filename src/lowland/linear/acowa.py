@@ -55,11 +55,12 @@ class ACOWALogisticRegression(PartitionedClassifier):
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:
-        self.lambda_, self.n_partitions, self.fit_intercept = lambda_, n_partitions, fit_intercept
+        shared = {"class_weight": class_weight, "tol": tol, "max_iter": max_iter, "n_jobs": n_jobs}
+        super().__init__(
+            lambda_, n_partitions=n_partitions, fit_intercept=fit_intercept, random_state=random_state, **shared
+        )
         self.centroid_weight, self.boost = centroid_weight, boost
         self.merge_on, self.merge_rows, self.merge_lambda, self.folds = merge_on, merge_rows, merge_lambda, folds
-        self.class_weight, self.tol, self.max_iter = class_weight, tol, max_iter
-        self.n_jobs, self.random_state = n_jobs, random_state
 
     def _combined(self, session: Session, lambdas: Floats) -> Path:
         session.rounds = 2

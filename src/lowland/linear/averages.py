@@ -28,22 +28,6 @@ class NaiveAverageLogisticRegression(PartitionedClassifier):
     array([1])
     """
 
-    def __init__(
-        self,
-        lambda_: float | Sequence[float] = 1e-3,
-        *,
-        n_partitions: int = 4,
-        fit_intercept: bool = True,
-        class_weight: Any = None,
-        tol: float = 1e-8,
-        max_iter: int = 100,
-        n_jobs: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        self.lambda_, self.n_partitions, self.fit_intercept = lambda_, n_partitions, fit_intercept
-        self.class_weight, self.tol, self.max_iter = class_weight, tol, max_iter
-        self.n_jobs, self.random_state = n_jobs, random_state
-
     def _combined(self, session: Session, lambdas: Floats) -> Path:
         session.rounds = 1
         return session.mean(session.fits_everywhere(steps.FitJob(session.common, lambdas), "fitting"))
@@ -71,14 +55,11 @@ class DebiasedAverageLogisticRegression(PartitionedClassifier):
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:
-        self.lambda_, self.n_partitions, self.fraction, self.fit_intercept = (
-            lambda_,
-            n_partitions,
-            fraction,
-            fit_intercept,
+        shared = {"class_weight": class_weight, "tol": tol, "max_iter": max_iter, "n_jobs": n_jobs}
+        super().__init__(
+            lambda_, n_partitions=n_partitions, fit_intercept=fit_intercept, random_state=random_state, **shared
         )
-        self.class_weight, self.tol, self.max_iter = class_weight, tol, max_iter
-        self.n_jobs, self.random_state = n_jobs, random_state
+        self.fraction = fraction
 
     def _combined(self, session: Session, lambdas: Floats) -> Path:
         session.rounds = 1

@@ -24,12 +24,26 @@ from .session import Path, Progress, Session
 
 
 class PartitionedClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
-    """An L1 logistic regression out of local fits; `_combined` says how they become one model."""
+    """An L1 logistic regression out of local fits; `_combined` says how they become one model.
 
-    lambda_: float | Sequence[float]
-    n_partitions: int
-    random_state: Any
-    n_jobs: int | None
+    The settings are those that all estimators have; what one adds stands in its own `__init__`.
+    """
+
+    def __init__(
+        self,
+        lambda_: float | Sequence[float] = 1e-3,
+        *,
+        n_partitions: int = 4,
+        fit_intercept: bool = True,
+        class_weight: Any = None,
+        tol: float = 1e-8,
+        max_iter: int = 100,
+        n_jobs: int | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.lambda_, self.n_partitions, self.fit_intercept = lambda_, n_partitions, fit_intercept
+        self.class_weight, self.tol, self.max_iter = class_weight, tol, max_iter
+        self.n_jobs, self.random_state = n_jobs, random_state
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Split the rows into `n_partitions` by what they hold and the random state, and fit.
@@ -165,11 +179,14 @@ class PartitionedClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignor
             value = getattr(self, name, high)
             if value is not None and not low < value <= high:
                 raise ValueError(f"{name} must lie above {low:g} and at most at {high:g}, got {value!r}")
+        alpha = getattr(self, "alpha", 0.0)
+        if not 0 <= alpha < np.inf:
+            raise ValueError(f"alpha must be 0 or more, got {alpha!r}")
         if getattr(self, "merge_on", "sample") not in ("sample", "root"):
             raise ValueError(f"merge_on must be 'sample' or 'root', got {self.merge_on!r}")
 
 
-_LEAST = {"n_partitions": 1, "max_iter": 1, "folds": 2}
+_LEAST = {"n_partitions": 1, "max_iter": 1, "folds": 2, "updates": 0}
 _BETWEEN = {
     "tol": (0.0, 1.0),
     "merge_lambda": (0.0, np.inf),

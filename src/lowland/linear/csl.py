@@ -8,7 +8,6 @@ w_0 is the naive average. Round one fits it, round two gathers gradients at it; 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -28,33 +27,22 @@ class CSLLogisticRegression(PartitionedClassifier):
     array([1])
     """
 
-    def __init__(
-        self,
-        lambda_: float | Sequence[float] = 1e-3,
-        *,
-        n_partitions: int = 4,
-        fit_intercept: bool = True,
-        class_weight: Any = None,
-        tol: float = 1e-8,
-        max_iter: int = 100,
-        n_jobs: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        self.lambda_, self.n_partitions, self.fit_intercept = lambda_, n_partitions, fit_intercept
-        self.class_weight, self.tol, self.max_iter = class_weight, tol, max_iter
-        self.n_jobs, self.random_state = n_jobs, random_state
-
     def _combined(self, session: Session, lambdas: Floats) -> Path:
         session.rounds = 2
         mean = session.mean(session.fits_everywhere(steps.FitJob(session.common, lambdas), "round 1"))
-        coefs, intercepts = [one[0] for one in mean], np.array([one[1] for one in mean])
-        at = steps.GradientJob(session.common, coefs, intercepts)
-        slopes: list[Gradients] = session.everywhere(steps.gradient, at, "round 2", (coefs, intercepts))
-        whole = _mean(slopes)
-        session.meter.down((whole.coefs, whole.intercepts), 1)
-        found: Models = session.at_root(steps.tilt, steps.TiltJob(at, whole, lambdas), "at the root")
-        session.note(found)
-        return list(zip(found.coefs, found.intercepts, strict=True))
+        return updated(session, mean, lambdas, "round 2")
+
+
+def updated(session: Session, path: Path, lambdas: Floats, stage: str, pull: float = 0.0) -> Path:
+    """Return the minima of the root's problem, tilted to the gradient of all machines at a model of each lambda."""
+    coefs, intercepts = [one[0] for one in path], np.array([one[1] for one in path])
+    at = steps.GradientJob(session.common, coefs, intercepts)
+    slopes: list[Gradients] = session.everywhere(steps.gradient, at, stage, (coefs, intercepts))
+    whole = _mean(slopes)
+    session.meter.down((whole.coefs, whole.intercepts), 1)
+    found: Models = session.at_root(steps.tilt, steps.TiltJob(at, whole, lambdas, pull), "at the root")
+    session.note(found)
+    return list(zip(found.coefs, found.intercepts, strict=True))
 
 
 def _mean(slopes: Sequence[Gradients]) -> Gradients:

@@ -61,10 +61,13 @@ class Joblib:
 
         # Without a name, the backend that stands around the call, as joblib.parallel_config says.
         around = joblib.parallel_config(backend=self.backend) if self.backend else contextlib.nullcontext()
-        with around:
+        # OpenBLAS heeds the limit of the main thread alone: steps in threads of this process need it set out here.
+        with around, _ONE_THREAD:
             calls = (joblib.delayed(run_step)(step, holder, k, job) for k, holder in enumerate(holders))
+            # Ray's and Spark's backends hand over everything at the end, and so does the progress.
+            told_early = getattr(joblib.parallel.get_active_backend()[0], "supports_return_generator", False)
             found = []
-            for message in joblib.Parallel(n_jobs=self.jobs, return_as="generator")(calls):
+            for message in joblib.Parallel(n_jobs=self.jobs, return_as="generator" if told_early else "list")(calls):
                 found.append(message)
                 told(len(found), len(holders))
         return found

@@ -21,6 +21,7 @@ from .averages import DebiasedAverageLogisticRegression, NaiveAverageLogisticReg
 from .classifier import PartitionedClassifier
 from .csl import CSLLogisticRegression
 from .owa import OWALogisticRegression
+from .proxcsl import ProxCSLLogisticRegression
 
 _CLASSES: dict[str, type[PartitionedClassifier]] = {
     cls.__name__: cls
@@ -30,6 +31,7 @@ _CLASSES: dict[str, type[PartitionedClassifier]] = {
         DebiasedAverageLogisticRegression,
         NaiveAverageLogisticRegression,
         OWALogisticRegression,
+        ProxCSLLogisticRegression,
     )
 }
 _FORMAT = "lowland.linear/1"

@@ -18,7 +18,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_matrix, csr_matrix
 from scipy.special import expit, xlogy
 
 Floats = NDArray[np.float64]
@@ -44,14 +44,40 @@ class Problem:
         weights = np.ones(len(self.y)) if self.weights is None else self.weights
         return weights / (float(weights.sum()) if self.total is None else self.total)
 
+    @cached_property
+    def columns(self) -> csc_matrix:
+        """X by columns."""
+        return csc_matrix(self.X)
+
     def loss(self, coef: Floats, intercept: float = 0.0) -> float:
         """Return the loss without the penalty."""
         return float(self.shares @ np.logaddexp(0.0, -self.y * (self.X @ coef + intercept)))
 
+    def margins(self, coef: Floats, intercept: float = 0.0) -> Floats:
+        """Return y_i (x_i w + b), (n,)."""
+        return np.asarray(self.y * (self.X @ coef + intercept))
+
     def gradient(self, coef: Floats, intercept: float = 0.0) -> tuple[Floats, float]:
         """Return the gradient of the loss by the coefficients, (d,), and by the intercept."""
-        slopes = -self.y * self.shares * expit(-self.y * (self.X @ coef + intercept))
+        return self.gradient_at(self.margins(coef, intercept))
+
+    def gradient_at(self, margins: Floats) -> tuple[Floats, float]:
+        """Return the same from the margins of a point."""
+        slopes = -self.y * self.shares * expit(-margins)
         return self.X.T @ slopes, float(slopes.sum())
+
+    def steepest(self) -> Floats:
+        """Return a bound of each slope at any point, (d,): a feature whose penalty is not below it stays at zero.
+
+        max(sum_i max(z_ij, 0), sum_i max(-z_ij, 0))        z_ij = c_i y_i x_ij / l
+
+        >>> Problem(csr_matrix([[1.0, 0.0], [2.0, 1.0], [-1.0, 1.0]]), np.array([1.0, 1, -1])).steepest()
+        array([1.33333333, 0.33333333])
+        """
+        X, d = self.X, self.X.shape[1]
+        turned = X.data * np.repeat(self.y * self.shares, np.diff(X.indptr))
+        sides = [np.bincount(X.indices, np.maximum(side, 0.0), minlength=d) for side in (turned, -turned)]
+        return np.maximum(*sides)
 
     def lambda_max(self, fit_intercept: bool = True) -> float:
         """Return the smallest penalty, the same for all features, at which all coefficients are zero."""
@@ -66,7 +92,10 @@ class Problem:
 
     def gap(self, coef: Floats, intercept: float, penalties: Floats, fit_intercept: bool) -> float:
         """Return the duality gap at a point; `penalties` is m, (d,)."""
-        margins = self.y * (self.X @ coef + intercept)
+        return self.gap_at(self.margins(coef, intercept), coef, penalties, fit_intercept)
+
+    def gap_at(self, margins: Floats, coef: Floats, penalties: Floats, fit_intercept: bool) -> float:
+        """Return the same from the margins of the point."""
         primal = float(self.shares @ np.logaddexp(0.0, -margins) + penalties @ np.abs(coef))
         alpha = expit(-margins)
         if fit_intercept:

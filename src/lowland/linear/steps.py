@@ -84,6 +84,7 @@ class TiltJob:
     at: GradientJob
     gradients: Gradients  # of all machines' loss
     lambdas: Floats
+    pull: float = 0.0  # alpha: of the squared distance to the models there, halved
 
 
 def describe(part: Part, job: int) -> Description:
@@ -120,26 +121,30 @@ def fit(part: Part, job: FitJob) -> Models:
         sides = {side for side in (1, -1) if (problem.y == side).any()}
         # One side only: its intercept would be infinite. Without an intercept there is a minimum.
         present[k] = len(sides) == 2 or (bool(sides) and not job.common.fit_intercept)
-        warm: tuple[Solution, Floats] | None = None
+        if not present[k]:
+            for one in coefs:
+                one.append(np.zeros(part.X.shape[1]))
+            continue
+        penalties = [penalties_of(job, place, k, part.X.shape[1]) for place in range(len(job.lambdas))]
+        # What no penalty of the path can let in is not looked at.
+        open_ = np.flatnonzero(problem.steepest() > np.min(penalties, axis=0))
+        problem = replace(problem, X=csr_matrix(problem.X[:, open_]))
+        warm: Solution | None = None
         for place in order:
-            if not present[k]:
-                coefs[place].append(np.zeros(part.X.shape[1]))
-                continue
-            penalties = penalties_of(job, int(place), k, part.X.shape[1])
-            settings = job.common
-            found = solve(
+            warm = solve(
                 problem,
-                penalties,
-                fit_intercept=settings.fit_intercept,
-                tol=settings.tol,
-                max_iter=settings.max_iter,
+                penalties[place][open_],
+                fit_intercept=job.common.fit_intercept,
+                tol=job.common.tol,
+                max_iter=job.common.max_iter,
                 warm=warm,
             )
-            warm = found, penalties
-            coefs[place].append(found.coef)
-            intercepts[place, k], gaps[place, k] = found.intercept, found.gap
-            converged[place, k] = found.converged
-            iterations = max(iterations, found.iterations)
+            whole = np.zeros(part.X.shape[1])
+            whole[open_] = warm.coef
+            coefs[place].append(whole)
+            intercepts[place, k], gaps[place, k] = warm.intercept, warm.gap
+            converged[place, k] = warm.converged
+            iterations = max(iterations, warm.iterations)
     sparse = [csr_matrix(np.vstack(one)) for one in coefs]
     return Models(sparse, intercepts, present, gaps, converged, iterations)
 
@@ -217,6 +222,7 @@ def tilt(part: Part, job: TiltJob) -> Models:
                 np.full(part.X.shape[1], lambda_),
                 (away, float(job.gradients.intercepts[place, k] - own.intercepts[place, k])),
                 start=(job.at.coefs[place][[k]].toarray().ravel(), float(job.at.intercepts[place, k])),
+                pull=job.pull,
                 fit_intercept=job.at.common.fit_intercept,
                 tol=job.at.common.tol,
             )

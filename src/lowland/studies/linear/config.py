@@ -42,9 +42,11 @@ class Training:
     """Seeds of partitionings, and the path."""
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    lambdas: int = 13  # equal steps of the logarithm, from the full data's lambda_max down
-    ratio: float = 0.003  # the smallest, as a share of it
+    lambdas: int = 13  # equal steps of the logarithm
+    first: float = 4.0  # the largest, times the full data's lambda_max: that of a machine of few rows is larger
+    ratio: float = 0.003  # the smallest, times it too
     tol: float = 1e-6  # duality gap of local fits
+    alphas: tuple[float, ...] = (1e-2, 1.0)  # of ProxCSL; validation rows choose among them too
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def from_mapping(given: dict[str, Any]) -> LinearStudy:
     >>> from_mapping({"training": {"lambda": 3}})
     Traceback (most recent call last):
     ...
-    ValueError: training.lambda is no setting: [training] has seeds, lambdas, ratio, tol
+    ValueError: training.lambda is no setting: [training] has seeds, lambdas, first, ratio, tol, alphas
     """
     return LinearStudy(**sections_of(LinearStudy, given, "a linear study"))
 
@@ -113,8 +115,10 @@ _RULES: dict[str, Rule] = {
     "model.machines": each_at_least(1),
     "training.seeds": DIFFERENT_SEEDS,
     "training.lambdas": at_least(2),
+    "training.first": POSITIVE,
     "training.ratio": _SHARE,
     "training.tol": POSITIVE,
+    "training.alphas": each_at_least(0),
     "evaluation.budget": at_least(1),
     "evaluation.budgets": each_at_least(1),
 }

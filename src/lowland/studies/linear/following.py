@@ -16,6 +16,7 @@ from lowland.linear import (
     DebiasedAverageLogisticRegression,
     NaiveAverageLogisticRegression,
     OWALogisticRegression,
+    ProxCSLLogisticRegression,
 )
 from lowland.linear.partitions import open_part
 
@@ -23,6 +24,7 @@ METHODS: dict[str, Any] = {
     "naive": NaiveAverageLogisticRegression,
     "debiased": DebiasedAverageLogisticRegression,
     "CSL": CSLLogisticRegression,
+    "ProxCSL": ProxCSLLogisticRegression,
     "OWA": OWALogisticRegression,
     "ACOWA": ACOWALogisticRegression,
 }
@@ -38,16 +40,19 @@ def follow(
     *,
     client: Any = None,
     told: Callable[[str], None] = lambda method: None,
+    tuned: Mapping[str, Sequence[dict[str, Any]]] | None = None,
     **settings: Any,
 ) -> dict[str, list[Row]]:
     """Return, by method, a row for each lambda: non-zeros, and accuracy and log-loss on each part of `judged`.
 
-    Where the full-data solution is asked for, rows hold the distance to it at the same lambda, relative to its norm.
+    Where the full-data solution is asked for, rows hold the distance to the one of the path with the nearest number of
+    non-zeros, relative to its norm, and how far they are turned away from it: 1 less the cosine.
     Seconds, rounds and bytes are those of the whole path.
 
     Args:
         holders: what `fit_partitions` takes; the full-data solution reads all of them at once.
         judged: by part, such holders too.
+        tuned: by method, further settings to run the path with: the rows of all of them are returned.
         settings: of the estimators, where they have them.
 
     >>> X, y = csr_matrix(np.eye(4)), np.array([0, 1, 0, 1])
@@ -60,22 +65,28 @@ def follow(
     reference: list[NDArray[Any]] | None = None
     for name in ordered:
         told(name)
-        begun = time.perf_counter()
-        model = _fitted(name, holders, lambdas, client, settings)
-        seconds = time.perf_counter() - begun
-        if name == FULL:
-            reference = [model.at(lambda_).coef_ for lambda_ in lambdas]
         found[name] = []
-        for place, lambda_ in enumerate(lambdas):
-            one = model.at(lambda_)
-            row: Row = {"lambda": float(lambda_), "non-zeros": len(one.support_)}
-            if reference is not None:
-                away = np.linalg.norm(one.coef_ - reference[place])
-                row["distance"] = float(away / max(float(np.linalg.norm(reference[place])), 1e-12))
-            for part, rows in judged.items():
-                row[part] = judge(one, rows)
-            told_of = {"seconds": seconds, "rounds": model.n_rounds_, "gap": float(model.duality_gap_)}
-            found[name].append(row | told_of | {"up": model.bytes_sent_["up"], "down": model.bytes_sent_["down"]})
+        for more in (tuned or {}).get(name, [{}]):
+            begun = time.perf_counter()
+            model = _fitted(name, holders, lambdas, client, settings | more)
+            about = {
+                "seconds": time.perf_counter() - begun,
+                "rounds": model.n_rounds_,
+                "gap": float(model.duality_gap_),
+                "up": model.bytes_sent_["up"],
+                "down": model.bytes_sent_["down"],
+                **more,
+            }
+            if name == FULL:
+                reference = [model.at(lambda_).coef_ for lambda_ in lambdas]
+            for lambda_ in lambdas:
+                one = model.at(lambda_)
+                row: Row = {"lambda": float(lambda_), "non-zeros": len(one.support_)}
+                if reference is not None:
+                    row |= _beside(one.coef_, reference)
+                for part, rows in judged.items():
+                    row[part] = judge(one, rows)
+                found[name].append(row | about)
     return {name: found[name] for name in methods}
 
 
@@ -104,6 +115,17 @@ def within(rows: Sequence[Row], budget: float, part: str = "validation") -> Row:
     fitting = [row for row in rows if row["non-zeros"] <= budget]
     kept = fitting or [min(rows, key=lambda row: int(row["non-zeros"]))]
     return max(kept, key=lambda row: (row[part]["accuracy"], -row["non-zeros"]))
+
+
+def _beside(coef: NDArray[Any], reference: Sequence[NDArray[Any]]) -> dict[str, float]:
+    """The distance to the reference of the nearest number of non-zeros, one at least, and the turn away from it."""
+    sizes = np.array([np.count_nonzero(one) or np.inf for one in reference])
+    near = reference[int(np.abs(sizes - np.count_nonzero(coef)).argmin())]
+    long, norm = float(np.linalg.norm(coef)), float(np.linalg.norm(near))
+    return {
+        "distance": float(np.linalg.norm(coef - near)) / norm if norm else 0.0,
+        "turned": 1 - float((coef * near).sum()) / (long * norm) if long * norm else 1.0,
+    }
 
 
 def _fitted(name: str, holders: Sequence[Any], lambdas: Sequence[float], client: Any, settings: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 
-from ..packaged import load_packaged
+from ..packaged import Labelled, load_packaged
 
-PACKAGED = ("newsgroups", "r8", "insults", "synthetic")
-_NEWSGROUPS = "20newsgroups"
+_POSITIVE: dict[str, Callable[[str], bool]] = {
+    "newsgroups": lambda label: label.startswith(("comp.", "sci.")),
+    "r8": "earn".__eq__,
+    "insults": "insulting".__eq__,
+    "sms": "spam".__eq__,
+    **dict.fromkeys(("movies", "products", "tweets"), "positive".__eq__),
+}
+PACKAGED = (*_POSITIVE, "synthetic")
+_NAMES = {  # what packages call them
+    "newsgroups": "20newsgroups",
+    "sms": "sms-spam",
+    **{kind: f"hutto-{kind}" for kind in ("movies", "products", "tweets")},
+}
+_HELD = 0.3  # share of the rows that test, of sets without test rows of their own
 
 
 @dataclass(frozen=True)
@@ -53,11 +66,10 @@ def load_set(name: str, *, bits: int = 20, path: str | None = None) -> Set:
         return synthetic(1 << bits)
     if name not in PACKAGED:
         raise ValueError(f"there is no packaged set {name!r}: take {', '.join(PACKAGED)}, or give it a path")
-    train, test = load_packaged(_NEWSGROUPS if name == "newsgroups" else name)
+    train, test = load_packaged(_NAMES.get(name, name))
     if test is None:
-        raise ValueError(f"{name} has no test part")
-    positive = {"newsgroups": _computers_and_science, "r8": "earn".__eq__, "insults": "insulting".__eq__}[name]
-    labels = [np.array([int(positive(label)) for label in side[1]]) for side in (train, test)]
+        train, test = _divided(train)
+    labels = [np.array([int(_POSITIVE[name](label)) for label in side[1]]) for side in (train, test)]
     return Set(*_hashed(train[0], test[0], labels, bits, letters=name == "insults"))
 
 
@@ -77,8 +89,12 @@ def synthetic(columns: int, rows: int = 9000, per_row: int = 40, true: int = 100
     return Set(Rows(X[:cut], y[:cut]), Rows(X[cut:], y[cut:]))
 
 
-def _computers_and_science(label: str) -> bool:
-    return label.startswith(("comp.", "sci."))
+def _divided(whole: Labelled) -> tuple[Labelled, Labelled]:
+    """The same rows test in every study."""
+    order = np.random.default_rng(0).permutation(len(whole[1]))
+    cut = int(_HELD * len(order))
+    test, train = np.sort(order[:cut]).tolist(), np.sort(order[cut:]).tolist()
+    return tuple(([whole[0][k] for k in rows], [whole[1][k] for k in rows]) for rows in (train, test))  # type: ignore[return-value]
 
 
 def _hashed(train: list[str], test: list[str], labels: list[Any], bits: int, letters: bool) -> tuple[Rows, Rows]:
