@@ -7,7 +7,8 @@ standard deviation over seeds, of the study's rows and of its rivals (`evaluatio
 with 95 % t-intervals over seeds; and what each run says of its own regime. A seed has its own training and validation
 questions and members; the test questions stay. All rows of a seed are trained for the same number of epochs a member.
 Rates: `tune` trains one member on seed 1000 for each rate of the first phase and, from there, each of the second; the
-first with the lowest validation NLL of MAP at its end is MAP's, the pair with the lowest of SWAG is SWAG's.
+first with the lowest validation NLL of MAP at its end is MAP's; SWAG's is the pair whose second phase has the mean
+(SWA) of lowest validation NLL.
 Run: python benchmarks/choice_lora.py [tune] SET-SEED ..., such as `tune commonsenseqa commonsenseqa-0`. Finished runs
 are not repeated (runs/choice-lora-*), and the page is written from what is there.
 Results: benchmarks/results/choice_lora.json, .md.
