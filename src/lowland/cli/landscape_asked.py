@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.ranks import of_torchrun
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -28,6 +26,8 @@ class Asked:
         journal: dict[str, str],
         posterior: Any = None,
     ) -> None:
+        from ..checkpoints.ranks import of_torchrun
+
         self.measure, self.about, self.journal, self.posterior = measure, about, journal, posterior
         self.names, self.weights = list(weights), list(weights.values())
         self.ranks = of_torchrun()
