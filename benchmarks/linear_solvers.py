@@ -74,7 +74,7 @@ def skglm(problem: Problem, lambdas: list[float], tol: float) -> Iterator[np.nda
 
 
 CANDIDATES: dict[str, tuple[str, Fit]] = {
-    "lowland (liblinear, then Newton)": ("sklearn", ours),
+    "lowland (Newton)": ("sklearn", ours),
     "scikit-learn liblinear": ("sklearn", sklearn("liblinear")),
     "scikit-learn saga": ("sklearn", sklearn("saga")),
     "celer": ("celer", celer),

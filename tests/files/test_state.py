@@ -117,6 +117,13 @@ def test_hostile_headers(change: dict[str, Any], message: str, tmp_path: Path) -
             lowland.load(path)
 
 
+@pytest.mark.parametrize("name", ["s.pt", "s.pth", "s.bin", "s.ckpt", "s.pkl"])
+def test_a_suffix_of_pickles_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="safetensors"):
+        lowland.save(filled(), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="save takes an averager, a Mixture of such, or a mapping"):
         lowland.save(3, tmp_path / "x")  # type: ignore[arg-type]
